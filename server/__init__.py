@@ -1,0 +1,1 @@
+"""The edge: HTTP, the command line, and everything a client or an operator touches."""
