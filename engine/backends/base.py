@@ -1,0 +1,149 @@
+"""What the engine asks of a runtime: compile a graph, run it on named arrays. Everything else is the adapter's own."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.manifest import DimensionRange, ModuleSpec, parse_dimension
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+Precision = Literal["f32", "bf16", "f16"]
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How to compile. `threads` 0 lets the runtime choose; compiled modules are kept under `cache` if it is given."""
+
+    device: str = "CPU"
+    precision: Precision = "f32"
+    threads: int = 0
+    streams: int = 1
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module to compile: its graph file, its description, its ranges, and the digest of graph and weights."""
+
+    graph: Path
+    spec: ModuleSpec
+    dimensions: Mapping[str, DimensionRange]
+    digest: str
+
+
+class Module(Protocol):
+    """A compiled module. It runs one call at a time."""
+
+    def run(self, inputs: Arrays, outputs: Arrays | None = None) -> dict[str, Array]:
+        """Run on named arrays; results are written into `outputs` where given (C-contiguous), else into new arrays.
+
+        Raises:
+            ShapeError: an input is missing or surplus, or its dtype or shape is outside the module's description.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A runtime."""
+
+    name: str
+
+    def compile(self, source: Source) -> Module:
+        """Make a module ready to run.
+
+        Raises:
+            CompileError: the runtime refuses the graph.
+        """
+        ...
+
+
+class CompileError(Exception):
+    """A runtime cannot compile a module; the message names the graph file."""
+
+
+class ShapeError(ValueError):
+    """An array does not fit the module's description; the message names the tensor."""
+
+
+_ADAPTERS = {
+    "openvino": ("engine.backends.openvino", "OpenVINOBackend"),
+    "onnxruntime": ("engine.backends.onnxruntime", "OnnxRuntimeBackend"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The backends that can be asked for."""
+    return tuple(_ADAPTERS)
+
+
+def create(name: str, options: BackendOptions) -> Backend:
+    """Load the adapter called `name`; its runtime is imported only now.
+
+    Raises:
+        ValueError: there is no such adapter.
+        ImportError: its runtime is not installed.
+    """
+    if name not in _ADAPTERS:
+        raise ValueError(f"backend {name!r} is not one of {', '.join(_ADAPTERS)}")
+    module, adapter = _ADAPTERS[name]
+    return cast(Backend, getattr(importlib.import_module(module), adapter)(options))
+
+
+def prepare(source: Source, inputs: Arrays, outputs: Arrays | None = None) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Check inputs and outputs against the module's description, and allocate the outputs that were not given.
+
+    Returns inputs as C-contiguous arrays, and outputs, each by name in the description's order.
+
+    Raises:
+        ShapeError: see `Module.run`.
+    """
+    spec = source.spec
+    if surplus := sorted(set(inputs) - {tensor.name for tensor in spec.inputs}):
+        raise ShapeError(f"{surplus[0]}: not an input of {spec.graph}")
+    symbols: dict[str, int] = {}
+    ready: dict[str, Array] = {}
+    for tensor in spec.inputs:
+        if tensor.name not in inputs:
+            raise ShapeError(f"{tensor.name}: input of {spec.graph} is missing")
+        array = inputs[tensor.name]
+        if array.dtype != np.dtype(tensor.dtype) or array.ndim != len(tensor.shape):
+            raise ShapeError(
+                f"{tensor.name}: {array.dtype}{list(array.shape)} is not {tensor.dtype}{list(tensor.shape)}"
+            )
+        for dimension, size in zip(tensor.shape, array.shape, strict=True):
+            if not _fits(dimension, size, symbols, source.dimensions):
+                raise ShapeError(f"{tensor.name}: shape {list(array.shape)} does not fit {list(tensor.shape)}")
+        ready[tensor.name] = np.ascontiguousarray(array)
+    results: dict[str, Array] = {}
+    for tensor in spec.outputs:
+        shape = tuple(_size(dimension, symbols) for dimension in tensor.shape)
+        given = (outputs or {}).get(tensor.name)
+        if given is not None and (
+            given.shape != shape or given.dtype != np.dtype(tensor.dtype) or not given.flags.c_contiguous
+        ):
+            raise ShapeError(f"{tensor.name}: output array is not a C-contiguous {tensor.dtype}{list(shape)}")
+        results[tensor.name] = np.empty(shape, dtype=tensor.dtype) if given is None else given
+    return ready, results
+
+
+def _fits(expected: int | str, size: int, symbols: dict[str, int], ranges: Mapping[str, DimensionRange]) -> bool:
+    """Whether `size` is what is expected; the first use of a symbol fixes its value."""
+    if isinstance(expected, int):
+        return size == expected
+    factor, symbol = parse_dimension(expected)
+    if size % factor or not ranges[symbol].allows(size // factor):
+        return False
+    return symbols.setdefault(symbol, size // factor) == size // factor
+
+
+def _size(dimension: int | str, symbols: Mapping[str, int]) -> int:
+    if isinstance(dimension, int):
+        return dimension
+    factor, symbol = parse_dimension(dimension)
+    return factor * symbols[symbol]

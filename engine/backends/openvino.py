@@ -1,0 +1,73 @@
+"""OpenVINO: the default on a CPU."""
+
+import io
+import logging
+from typing import Any
+
+import openvino as ov
+
+from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Source, prepare
+from engine.backends.cache import BlobCache
+
+log = logging.getLogger(__name__)
+
+
+class OpenVINOModule:
+    """A compiled module with one inference request, whose tensors are the caller's own arrays: nothing is copied."""
+
+    def __init__(self, source: Source, compiled: Any) -> None:
+        self._source = source
+        self._request = compiled.create_infer_request()
+
+    def run(self, inputs: Arrays, outputs: Arrays | None = None) -> dict[str, Array]:
+        """See `engine.backends.base.Module.run`."""
+        ready, results = prepare(self._source, inputs, outputs)
+        for name, array in (ready | results).items():
+            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        self._request.infer()
+        return results
+
+
+class OpenVINOBackend:
+    """Compiles for one device; what it compiled is kept in a cache and loaded from there the next time."""
+
+    name = "openvino"
+
+    def __init__(self, options: BackendOptions) -> None:
+        self._core = ov.Core()
+        self._device = options.device
+        self._config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": options.precision,
+            "NUM_STREAMS": options.streams,
+            **({"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}),
+        }
+        self._cache = BlobCache(options.cache) if options.cache else None
+
+    def compile(self, source: Source) -> OpenVINOModule:
+        """See `engine.backends.base.Backend.compile`."""
+        if self._cache is None:
+            return OpenVINOModule(source, self._build(source))
+        path = self._cache.path(f"{self.name}-{source.graph.stem}", self._key(source))
+        if blob := self._cache.read(path):
+            try:
+                return OpenVINOModule(source, self._core.import_model(blob, self._device, self._config))
+            except RuntimeError as error:
+                log.warning("OpenVINO refuses %s (%s); compiling anew", path, error)
+                self._cache.drop(path)
+        compiled = self._build(source)
+        stream = io.BytesIO()
+        compiled.export_model(stream)
+        self._cache.write(path, stream.getvalue())
+        return OpenVINOModule(source, compiled)
+
+    def _build(self, source: Source) -> Any:
+        try:
+            return self._core.compile_model(source.graph, self._device, self._config)
+        except RuntimeError as error:
+            raise CompileError(f"{source.graph.name}: OpenVINO cannot compile it ({error})") from error
+
+    def _key(self, source: Source) -> tuple[str, ...]:
+        """All that a compiled module depends on; the device's full name stands for its instruction set."""
+        device = str(self._core.get_property(self._device, "FULL_DEVICE_NAME"))
+        settings = (f"{name}={value}" for name, value in sorted(self._config.items()))
+        return (source.digest, ov.get_version(), self._device, device, *settings)

@@ -1,0 +1,147 @@
+"""The model's operations on batches of samples: encode text, encode control, one denoising step, decode."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import noise
+from engine.backends.base import Array, Backend, Module, Source
+from engine.bundle import Bundle
+from engine.manifest import ModuleName, Size
+from engine.positions import sincos_positions
+from engine.request import Job
+from engine.sampler import Schedule, schedule
+from engine.tokenizer import PADDING_MULTIPLE, Tokenizer
+
+LATENT_CHANNELS = 4
+VAE_SCALE = 8
+
+Floats = NDArray[np.float32]
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """An encoded prompt: caption float32 [L, D], real tokens only; whether tokens beyond the limit were cut."""
+
+    caption: Floats
+    truncated: bool
+
+
+@dataclass(eq=False)
+class Sample:
+    """One picture on its way. Its future depends on these fields alone, not on its company in a batch."""
+
+    job: Job
+    schedule: Schedule
+    caption: Floats  # [L, D]
+    control: Floats | None  # latents of the edge map, [4, H, W]
+    latents: Floats  # [4, H, W]
+    step: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left, so that `latents` can be decoded."""
+        return self.step == len(self.schedule)
+
+    @property
+    def shape_class(self) -> tuple[Size, bool]:
+        """Samples of one class may share a denoiser call, whatever step each is at."""
+        return self.job.size, self.control is not None
+
+
+class Pipeline:
+    """A bundle's modules, compiled on a backend. Not thread-safe.
+
+    Raises:
+        BundleError, CompileError: the bundle cannot be used.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.manifest = manifest = bundle.manifest
+        self.max_batch = manifest.dimensions["B"].max
+        self._tokenizer = Tokenizer(bundle.path("tokenizer.json"), manifest.max_tokens)
+        self._modules: dict[ModuleName, Module] = {
+            name: backend.compile(Source(bundle.path(spec.graph), spec, manifest.dimensions, bundle.digest(name)))
+            for name, spec in manifest.modules.items()
+        }
+        counts = range(manifest.steps.min, manifest.steps.max + 1)
+        self._schedules = {steps: schedule(manifest.sampler, steps) for steps in counts}
+        patch = VAE_SCALE * manifest.positions.patch_size
+        self._positions = {
+            size: sincos_positions(manifest.positions, size.height // patch, size.width // patch)
+            for size in manifest.images.allowed
+        }
+
+    def encode_text(self, prompt: str) -> Text:
+        """Encode one prompt, always alone, so that its caption has the same bits in any company."""
+        tokens = self._tokenizer([prompt])
+        caption: Floats = self._modules["text_encoder"].run({"ids": tokens.ids, "mask": tokens.mask})["caption"]
+        return Text(caption[0, tokens.mask[0]], tokens.truncated[0])
+
+    def encode_control(self, job: Job) -> Floats | None:
+        """Latents [4, H, W] of the job's edge map (found first, if its control is a picture); None without control."""
+        if job.control is None:
+            return None
+        edges: Array = job.control[None]
+        if job.control_kind == "picture":
+            edges = self._modules["edge_detector"].run({"image": edges})["edges"]
+        latents: Floats = self._modules["vae_encoder"].run({"image": edges})["latents"][0]
+        return latents
+
+    def start(self, job: Job, text: Text, control: Floats | None) -> Sample:
+        """A sample before its first step: pure noise."""
+        shape = (LATENT_CHANNELS, job.size.height // VAE_SCALE, job.size.width // VAE_SCALE)
+        return Sample(job, self._schedules[job.steps], text.caption, control, noise.normal(job.seed, 0, shape))
+
+    def denoise(self, samples: Sequence[Sample]) -> None:
+        """Take the next step of unfinished samples of one shape class, at most `max_batch`, in one call."""
+        size, controlled = samples[0].shape_class
+        caption, mask = _pad([sample.caption for sample in samples])
+        inputs: dict[str, Array] = {
+            "latents": np.stack([sample.latents for sample in samples]),
+            "caption": caption,
+            "mask": mask,
+            "timestep": np.array([sample.schedule.timesteps[sample.step] for sample in samples]),
+            "coefficients": np.stack([sample.schedule.coefficients[sample.step] for sample in samples]),
+            "noise": np.stack([_step_noise(sample) for sample in samples]),
+            "position": self._positions[size],
+        }
+        if self.manifest.size_conditions:
+            row = np.array([[size.height, size.width]], dtype=np.float32)
+            inputs["resolution"] = np.repeat(row, len(samples), axis=0)
+            inputs["aspect_ratio"] = inputs["resolution"][:, :1] / inputs["resolution"][:, 1:]
+        if controlled:
+            inputs["control_latents"] = np.stack([sample.control for sample in samples if sample.control is not None])
+            inputs["strength"] = np.array([sample.job.strength for sample in samples], dtype=np.float32)
+        following = self._modules["denoiser_control" if controlled else "denoiser"].run(inputs)["next_latents"]
+        for sample, latents in zip(samples, following, strict=True):
+            sample.latents = latents
+            sample.step += 1
+
+    def decode(self, samples: Sequence[Sample]) -> Images:
+        """Pictures uint8 [B, height, width, 3] of samples of one size, at most `max_batch`."""
+        latents = np.stack([sample.latents for sample in samples])
+        images: Images = self._modules["vae_decoder"].run({"latents": latents})["image"]
+        return images
+
+
+def _step_noise(sample: Sample) -> Floats:
+    """What is added after this step; the last step adds nothing."""
+    if sample.step + 1 == len(sample.schedule):
+        return np.zeros_like(sample.latents)
+    return noise.normal(sample.job.seed, sample.step + 1, sample.latents.shape)
+
+
+def _pad(captions: Sequence[Floats]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Captions [L, D] of different lengths as one [B, L, D] with a mask [B, L] (True: a real token)."""
+    longest = max(len(caption) for caption in captions)
+    length = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
+    padded = np.zeros((len(captions), length, captions[0].shape[1]), dtype=np.float32)
+    mask = np.zeros((len(captions), length), dtype=np.bool_)
+    for row, caption in enumerate(captions):
+        padded[row, : len(caption)] = caption
+        mask[row, : len(caption)] = True
+    return padded, mask

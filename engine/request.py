@@ -1,0 +1,117 @@
+"""What can be asked of the engine, and the limits within which it may be asked."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.manifest import Manifest, Size
+from engine.noise import MAX_SEED
+
+MAX_PROMPT_CHARACTERS = 1000
+MAX_STRENGTH = 2.0
+
+ControlKind = Literal["edges", "picture"]
+
+
+class InvalidRequest(ValueError):
+    """A request is refused before any work: which field, its limit in words, and what was wrong."""
+
+    def __init__(self, field: str, limit: str, message: str) -> None:
+        super().__init__(f"{field} {message}; allowed: {limit}")
+        self.field = field
+        self.limit = limit
+        self.message = message
+
+
+@dataclass(frozen=True, eq=False)
+class GenerateRequest:
+    """One picture. Absent numbers take the bundle's defaults.
+
+    `control` is uint8 [height, width, 3]: an edge map (white lines on black), or a picture whose edges are wanted.
+    """
+
+    prompt: str
+    seed: int = 0
+    steps: int | None = None
+    width: int | None = None
+    height: int | None = None
+    control: NDArray[np.uint8] | None = None
+    control_kind: ControlKind = "edges"
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request that was found valid, with every default filled in."""
+
+    prompt: str
+    seed: int
+    steps: int
+    size: Size
+    control: NDArray[np.uint8] | None
+    control_kind: ControlKind
+    strength: float
+
+
+def validate(request: GenerateRequest, manifest: Manifest) -> Job:
+    """Check a request against the bundle's limits.
+
+    Raises:
+        InvalidRequest: the first field outside its limits.
+    """
+    _check_prompt(request.prompt)
+    seed = _integer("seed", request.seed, 0, MAX_SEED)
+    limits = manifest.steps
+    steps = limits.default if request.steps is None else _integer("steps", request.steps, limits.min, limits.max)
+    size = _check_size(request.width, request.height, manifest)
+    if request.control is not None:
+        _check_control(request.control, request.control_kind, size, manifest)
+    strength = request.strength
+    # Written so that NaN fails too.
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0.0 <= strength <= MAX_STRENGTH:
+        raise InvalidRequest("strength", f"0 to {MAX_STRENGTH:g}", f"is {strength!r}")
+    return Job(request.prompt, seed, steps, size, request.control, request.control_kind, float(strength))
+
+
+def _check_prompt(prompt: Any) -> None:
+    limit = f"1 to {MAX_PROMPT_CHARACTERS} characters of Unicode text without NUL"
+    if not isinstance(prompt, str):
+        raise InvalidRequest("prompt", limit, "is not text")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise InvalidRequest("prompt", limit, f"has {len(prompt)} characters")
+    if not prompt.strip():
+        raise InvalidRequest("prompt", limit, "is empty")
+    if "\0" in prompt:
+        raise InvalidRequest("prompt", limit, "holds a NUL character")
+    # JSON can carry half of a surrogate pair, which no tokenizer can encode.
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InvalidRequest("prompt", limit, "holds an unpaired surrogate")
+
+
+def _integer(field: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(field, f"an integer from {low} to {high}", f"is {value!r}")
+    return value
+
+
+def _check_size(width: int | None, height: int | None, manifest: Manifest) -> Size:
+    default = manifest.images.default
+    wanted = (default.width if width is None else width, default.height if height is None else height)
+    for size in manifest.images.allowed:
+        if (size.width, size.height) == wanted:
+            return size
+    limit = "one of " + ", ".join(f"{size.width}x{size.height}" for size in manifest.images.allowed)
+    raise InvalidRequest("size", limit, f"is {wanted[0]}x{wanted[1]}")
+
+
+def _check_control(control: Any, kind: Any, size: Size, manifest: Manifest) -> None:
+    if not manifest.controllable:
+        raise InvalidRequest("control", "none: this model follows no control image", "was given")
+    shape = (size.height, size.width, 3)
+    if not isinstance(control, np.ndarray) or control.dtype != np.uint8 or control.shape != shape:
+        got = f"{control.dtype} {list(control.shape)}" if isinstance(control, np.ndarray) else type(control).__name__
+        raise InvalidRequest("control", f"uint8 {list(shape)}", f"is {got}")
+    if kind not in ("edges", "picture"):
+        raise InvalidRequest("control_kind", "'edges' or 'picture'", f"is {kind!r}")
