@@ -1,0 +1,86 @@
+"""The HTTP application: routes, and how they meet the runner."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from server import errors
+from server.images import ImageService
+from server.limits import BodyLimit
+from server.metrics import MeasuredApp, Metrics
+from server.runner import Runner
+from server.schemas import ImageRequest, ImageResponse, ModelList
+from server.settings import Settings
+
+log = logging.getLogger("pixart")
+
+STATIC = Path(__file__).parent / "static"
+
+
+def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseException | None], None]) -> FastAPI:
+    """Build the application. `on_loaded` is called once: with None when ready, or with the reason why it never will be.
+
+    It answers from the start (`/healthz`), and makes pictures as soon as the runner has loaded (`/readyz`).
+    """
+    release = version("pixart-delta-server")
+    metrics = Metrics()
+    metrics.build.labels(release, runner.manifest.name, settings.backend, settings.precision).set(1)
+    metrics.ready.set_function(lambda: float(runner.ready))
+    service = ImageService(runner, metrics, settings.max_control_pixels)
+
+    def loaded(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            on_loaded(task.exception())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(runner.start())
+        loading.add_done_callback(loaded)
+        yield
+        loading.cancel()
+        await runner.close()
+
+    app = FastAPI(title="PixArt-δ server", version=release, lifespan=lifespan, docs_url=None, redoc_url=None)
+    errors.install(app)
+
+    @app.post("/v1/images/generations")
+    async def create_images(request: ImageRequest) -> ImageResponse:
+        """Make pictures from a prompt and, if wanted, a control image."""
+        return await service.create(request)
+
+    @app.get("/v1/models")
+    async def list_models() -> ModelList:
+        """The served model and its limits."""
+        return ModelList(data=[service.model])
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readiness() -> Response:
+        """Pictures can be made now."""
+        ready = runner.ready
+        return JSONResponse({"status": "ready" if ready else "loading"}, 200 if ready else 503)
+
+    @app.get("/metrics")
+    async def read_metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(STATIC / "index.html")
+
+    routes = frozenset(path for route in app.routes if isinstance(path := getattr(route, "path", None), str))
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(MeasuredApp, metrics=metrics, routes=routes)
+    return app

@@ -1,0 +1,128 @@
+"""From a checked HTTP request to the engine's request, and from its pictures to the answer."""
+
+import asyncio
+import base64
+import math
+import secrets
+import time
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.manifest import Manifest, Size
+from engine.request import MAX_PROMPT_CHARACTERS, GenerateRequest, InvalidRequest, validate
+from server import pictures
+from server.errors import ApiError
+from server.metrics import Metrics
+from server.runner import Busy, NotReady, Runner
+from server.schemas import MAX_IMAGES, Control, ImageData, ImageRequest, ImageResponse, Limits, Model, parse_size
+
+
+class ImageService:
+    """Answers image requests. Pictures are decoded and encoded in threads; the event loop only waits."""
+
+    def __init__(self, runner: Runner, metrics: Metrics, max_control_pixels: int) -> None:
+        self._runner = runner
+        self._metrics = metrics
+        self._max_control_pixels = max_control_pixels
+        self.model = describe(runner.manifest, int(time.time()))
+
+    async def create(self, body: ImageRequest) -> ImageResponse:
+        """Make the pictures that `body` asks for.
+
+        Raises:
+            ApiError, InvalidRequest: nothing was made.
+        """
+        manifest = self._runner.manifest
+        if body.model not in (None, manifest.name):
+            message = f"model {body.model!r} is not served here; this server has {manifest.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        request = to_engine(body, manifest)
+        if body.control is not None:
+            if not manifest.controllable:
+                raise InvalidRequest("control", "none: this model follows no control image", "was given")
+            size = validate(request, manifest).size
+            control = await asyncio.to_thread(read_control, body.control, size, self._max_control_pixels)
+            request = replace(request, control=control, control_kind=body.control.type)
+        try:
+            result = await self._runner.generate(request, body.n)
+        except NotReady as error:
+            raise ApiError(
+                503, "the model is still being loaded", code="not_ready", headers={"Retry-After": "1"}
+            ) from error
+        except Busy as error:
+            seconds = str(max(1, math.ceil(error.retry_after)))
+            raise ApiError(429, str(error), code="busy", headers={"Retry-After": seconds}) from error
+        start = time.perf_counter()
+        encoded = await asyncio.to_thread(lambda: [base64.b64encode(pictures.to_png(image)) for image in result.images])
+        timings = result.timings | {"png": time.perf_counter() - start}
+        self._metrics.stages(timings)
+        self._metrics.images.inc(len(encoded))
+        height, width = result.images.shape[1:3]
+        return ImageResponse(
+            created=int(time.time()),
+            data=[ImageData(b64_json=png.decode(), seed=request.seed + i) for i, png in enumerate(encoded)],
+            size=f"{width}x{height}",
+            prompt_truncated=result.truncated,
+            timings={stage: round(seconds, 6) for stage, seconds in timings.items()},
+        )
+
+
+def to_engine(body: ImageRequest, manifest: Manifest) -> GenerateRequest:
+    """Translate and check everything but the control image.
+
+    Raises:
+        InvalidRequest: a field is outside its limits.
+    """
+    if not 1 <= body.n <= MAX_IMAGES:
+        raise InvalidRequest("n", f"an integer from 1 to {MAX_IMAGES}", f"is {body.n}")
+    width, height = parse_size(body.size)
+    request = GenerateRequest(
+        prompt=body.prompt,
+        seed=secrets.randbelow(2**32) if body.seed is None else body.seed,
+        steps=body.steps,
+        width=width,
+        height=height,
+        strength=1.0 if body.control is None else body.control.strength,
+    )
+    validate(request, manifest)
+    return request
+
+
+def read_control(control: Control, size: Size, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a control image to uint8 [size.height, size.width, 3].
+
+    Raises:
+        ApiError: it cannot be read.
+    """
+    try:
+        return pictures.read_control(pictures.from_base64(control.image), control.type, max_pixels, size)
+    except pictures.PictureError as error:
+        message = f"control.image {error}"
+        raise ApiError(400, message, param="control.image", code="invalid_image") from error
+
+
+def describe(manifest: Manifest, created: int) -> Model:
+    """The model's entry in GET /v1/models."""
+    default, steps = manifest.images.default, manifest.steps
+    return Model(
+        id=manifest.name,
+        created=created,
+        owned_by="pixart-delta-server",
+        licence=manifest.licence,
+        limits=Limits(
+            sizes=_sizes(manifest),
+            default_size=f"{default.width}x{default.height}",
+            steps=(steps.min, steps.max),
+            default_steps=steps.default,
+            images=(1, MAX_IMAGES),
+            prompt_characters=MAX_PROMPT_CHARACTERS,
+            prompt_tokens=manifest.max_tokens,
+            control=manifest.controllable,
+        ),
+    )
+
+
+def _sizes(manifest: Manifest) -> list[str]:
+    return [f"{size.width}x{size.height}" for size in manifest.images.allowed]

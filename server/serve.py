@@ -1,0 +1,69 @@
+"""`pixart serve`: from a bundle folder to a listening server, and back down in good order."""
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from engine.bundle import Bundle
+from server.app import create_app
+from server.runner import ThreadRunner
+from server.settings import Settings
+
+
+def serve(settings: Settings, progress: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, which let running requests finish and then exit with status 0.
+
+    Raises:
+        BundleError, CompileError: the bundle cannot be served.
+        OSError: the address cannot be listened on.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    progress(f"checking the bundle {settings.bundle}")
+    bundle = Bundle.load(settings.bundle)
+    files = bundle.manifest.files
+    megabytes = sum(file.bytes for file in files.values()) / 1e6
+    progress(f"{bundle.manifest.name}: {len(files)} files of {megabytes:.1f} MB are as they were exported")
+    listener = _listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    progress(f"listening at {address}; loading the model")
+    failures: list[BaseException] = []
+
+    def loaded(failure: BaseException | None) -> None:
+        if failure is None:
+            progress(f"ready: {address}")
+        else:
+            failures.append(failure)
+            server.should_exit = True
+
+    runner = ThreadRunner(bundle, settings.create_backend, settings.queue, progress)
+    config = uvicorn.Config(
+        create_app(settings, runner, loaded),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+    )
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """While the server runs, uvicorn handles signals; it raises them again when everything is finished."""
+    sys.exit(0)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
