@@ -1,0 +1,1 @@
+"""How the weights are judged: distances between sets of pictures, and the demo model's own measures."""
