@@ -95,7 +95,8 @@ def _read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{MANIFEST}: {field}" if field else MANIFEST, first["msg"]) from error
+        problem = first["msg"].removeprefix("Value error, ")
+        raise BundleError(f"{MANIFEST}: {field}" if field else MANIFEST, problem) from error
 
 
 def _verify(root: Path, manifest: Manifest) -> None:
