@@ -68,9 +68,9 @@ class ControlledDiT(nn.Module):
         base, branch = self.base, self.controlnet
         modulation, embedding = base.embed_timestep(timestep, resolution, aspect_ratio)
         conditions = modulation, caption, score_bias(mask, caption)
-        gain = strength[:, None, None]
 
         x = base.blocks[0](base.embed(latents, position), *conditions)
+        gain = strength[:, None, None].to(x.dtype)
         control = x + branch.before_proj(base.embed(control_latents, position))
         for copy, after, block in zip(branch.blocks, branch.after_proj, base.blocks[1:], strict=False):
             control = copy(control, *conditions)

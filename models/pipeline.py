@@ -1,0 +1,88 @@
+"""From tokens to pictures in PyTorch: the reference for every other way to run the model."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from models.config import PixArtConfig
+from models.consistency import NoiseSchedule, consistency_step
+from models.controlnet import ControlledDiT, ControlNetTransformer
+from models.dit import DiT
+from models.positions import sincos_positions
+from models.text import TextEncoder
+from models.vae import VaeDecoder, VaeEncoder
+
+
+class Pipeline(nn.Module):
+    """A whole model, called with everything that a picture depends on, so that it draws no random numbers itself."""
+
+    def __init__(
+        self,
+        config: PixArtConfig,
+        text_encoder: TextEncoder,
+        dit: DiT,
+        vae: AutoencoderKL,
+        controlnet: ControlNetTransformer | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule = NoiseSchedule(config.sampler)
+        self.text_encoder = text_encoder
+        self.dit = dit
+        self.controlled = None if controlnet is None else ControlledDiT(dit, controlnet)
+        self.vae_encoder = VaeEncoder(vae, config.latent)
+        self.vae_decoder = VaeDecoder(vae, config.latent)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        caption: Tensor,
+        mask: Tensor,
+        noise: Tensor,
+        control_latents: Tensor | None = None,
+        strength: Tensor | None = None,
+    ) -> Tensor:
+        """Clean normalised latents [B, C, H, W] after S consistency steps.
+
+        Args:
+            caption, mask: [B, L, width] and [B, L] from the text encoder.
+            noise: [S, B, C, H, W] standard normal; noise[0] is where sampling begins, noise[i] comes in after step i.
+            control_latents, strength: [B, C, H, W] and [B], see `ControlledDiT`; for a model with a control branch.
+        """
+        steps, batch, _, height, width = noise.shape
+        dit = self.config.dit
+        rows, columns = height // dit.patch_size, width // dit.patch_size
+        position = sincos_positions(rows, columns, dit.width, dit.base_size, dit.interpolation_scale).to(noise.device)
+        conditions: dict[str, Tensor] = {}
+        if dit.size_conditions:
+            pixels = noise.new_tensor([[8 * height, 8 * width]]).expand(batch, 2)
+            conditions = {"resolution": pixels, "aspect_ratio": pixels[:, :1] / pixels[:, 1:]}
+        network: nn.Module = self.dit
+        if control_latents is not None:
+            if self.controlled is None or strength is None:
+                raise ValueError("control latents need a control branch and a strength")
+            network = self.controlled
+            conditions |= {"control_latents": control_latents, "strength": strength}
+
+        latents = noise[0]
+        timesteps = self.schedule.timesteps(steps)
+        for index, t in enumerate(timesteps):
+            last = index + 1 == steps
+            coefficients = self.schedule.coefficients(t, None if last else timesteps[index + 1])
+            now = torch.full((batch,), t, device=noise.device)
+            eps = network(latents, now, caption, mask, position, **conditions)
+            fresh = torch.zeros_like(latents) if last else noise[index + 1]
+            latents, _ = consistency_step(latents, eps, coefficients.to(noise.device).expand(batch, -1), fresh)
+        return latents
+
+    @torch.no_grad()
+    def forward(
+        self, ids: Tensor, mask: Tensor, noise: Tensor, edges: Tensor | None = None, strength: Tensor | None = None
+    ) -> Tensor:
+        """Pictures uint8 [B, 8H, 8W, 3] of token ids int64 [B, L] with mask [B, L].
+
+        `edges`, uint8 [B, 8H, 8W, 3], is a control picture's edge map; see `denoise` for `noise` and `strength`.
+        """
+        caption = self.text_encoder(ids, mask)
+        control = None if edges is None else self.vae_encoder(edges)
+        return self.vae_decoder(self.denoise(caption, mask, noise, control, strength))
