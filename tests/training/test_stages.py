@@ -1,0 +1,113 @@
+"""Every stage by its own command; and a run that is killed ends as an unbroken one does."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.training.conftest import draw_pictures, write_recipe
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(stage: str, recipe: Path, runs: Path) -> list[str]:
+    return [sys.executable, "-m", f"training.{stage}", "--config", str(recipe), "--runs", str(runs)]
+
+
+def start(stage: str, recipe: Path, runs: Path) -> None:
+    subprocess.run(command(stage, recipe, runs), check=True, env=ENVIRONMENT)
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", steps=60)
+    for name in ("unbroken", "killed"):
+        draw_pictures(tmp_path / name / "data")
+    start("vae", recipe, tmp_path / "unbroken")
+
+    checkpoint = tmp_path / "killed" / "tiny" / "vae" / "checkpoint.pt"
+    process = subprocess.Popen(command("vae", recipe, tmp_path / "killed"), env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    interrupted = torch.load(checkpoint, weights_only=True)["step"]
+    assert 0 < interrupted < 60, "the run was over before it could be killed"
+
+    start("vae", recipe, tmp_path / "killed")
+    expected, resumed = state(tmp_path / "unbroken/tiny/vae"), state(tmp_path / "killed/tiny/vae")
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, resumed[name]), name
+    with (checkpoint.parent / "log.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == sorted(set(steps))
+
+
+def test_all_stages_run_one_after_the_other(tmp_path: Path, runs: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", steps=6)
+    for stage in ("vae", "base", "distill", "controlnet"):
+        start(stage, recipe, runs)
+        folder = runs / "tiny" / stage
+        with (folder / "log.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert float(row["loss"]) > 0
+        with Image.open(folder / "samples-000006.png") as grid:
+            assert grid.width >= 8 * 32
+
+
+def test_resuming_the_distillation_keeps_the_target(tmp_path: Path, runs: Path) -> None:
+    """The target network is state of its own: 4 + 4 steps must equal 8, target included."""
+    whole, half = write_recipe(tmp_path / "whole.toml", steps=10), tmp_path / "half"
+    start("vae", whole, runs)
+    start("base", whole, runs)
+    half.mkdir()
+    for part in ("vae", "base", "latents.pt", "tokenizer.json"):
+        (half / "tiny").mkdir(exist_ok=True)
+        (half / "tiny" / part).symlink_to(runs / "tiny" / part)
+    (half / "data").symlink_to(runs / "data")
+    start("distill", whole, runs)
+    interrupt_after(command("distill", whole, half), half / "tiny" / "distill" / "checkpoint.pt")
+    start("distill", whole, half)
+    first = torch.load(runs / "tiny/distill/checkpoint.pt", weights_only=True)["model"]
+    second = torch.load(half / "tiny/distill/checkpoint.pt", weights_only=True)["model"]
+    assert any(name.startswith("target.") for name in first)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def interrupt_after(arguments: list[str], checkpoint: Path) -> None:
+    """Run a command and kill it as soon as its first checkpoint is there."""
+    process = subprocess.Popen(arguments, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+
+
+def test_an_unknown_key_in_a_recipe_is_named(tmp_path: Path, runs: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", steps=1)
+    recipe.write_text(recipe.read_text().replace("norm_groups", "norm_gruops"))
+    done = subprocess.run(command("vae", recipe, runs), capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode != 0
+    assert "norm_gruops" in done.stderr
+
+
+@pytest.mark.parametrize("snr, weight", [(1.0, 1.0), (5.0, 1.0), (50.0, 0.1)])
+def test_snr_weight(snr: float, weight: float) -> None:
+    from training.base import snr_weight
+
+    alpha_bar = torch.tensor([snr / (1 + snr)], dtype=torch.float64)
+    torch.testing.assert_close(snr_weight(alpha_bar, 5.0), torch.tensor([weight], dtype=torch.float64))

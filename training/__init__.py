@@ -1,0 +1,1 @@
+"""How weights are made and judged: data, the training stages and the evaluation."""

@@ -1,0 +1,175 @@
+"""Stage 2: the base DiT with its text encoder. `python -m training.base --config training/configs/emoji.toml`."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from models.consistency import NoiseSchedule
+from training import config as recipes
+from training import vae as vae_stage
+from training.data import captions, emoji
+from training.data.colors import BACKGROUNDS
+from training.latents import LatentSet, encode_all
+from training.loop import LoopConfig, run
+from training.model import ModelShape, TextToLatents, pixart_config
+from training.optim import muon_and_adamw
+from training.sampling import ddim, to_pictures, tokenize
+
+# Nearly every caption fits; one length in all batches spares a compiled model from being compiled again.
+CAPTION_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """What the base is trained on and how.
+
+    `groups` are the subjects that the model is for; all other emoji come with probability
+    `other_share`, which keeps the features general enough for a control branch.
+    """
+
+    loop: LoopConfig
+    groups: tuple[str, ...]
+    other_share: float = 0.1
+    drop_caption: float = 0.1
+    snr_clip: float = 5.0
+    embedding_lr: float = 3e-3
+    guidance: float = 3.0
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What every stage after the VAE works with."""
+
+    recipe: dict[str, Any]
+    folder: Path
+    shape: ModelShape
+    data: emoji.EmojiSet
+    vae: nn.Module
+    latents: LatentSet
+    tokenizer: Tokenizer
+    schedule: NoiseSchedule
+
+    @classmethod
+    def open(cls, recipe: dict[str, Any], runs: Path) -> "Workspace":
+        """Load data, the finished VAE, its latents and the tokenizer of a recipe."""
+        folder = runs / recipe["name"]
+        data = emoji.load(runs / "data", recipe["data"]["size"])
+        shape = recipes.parse(ModelShape, recipe["model"], "model")
+        vae_config = recipes.parse(vae_stage.VaeConfig, recipe["vae"], "vae")
+        vae = vae_stage.load(folder / "vae", vae_config, data.size)
+        latents = encode_all(vae, data, folder / "latents.pt", vae_stage.fingerprint(vae))
+        config = pixart_config(shape, vae_config, latents.config, data.size)
+        tokenizer = captions.load_tokenizer(folder / "tokenizer.json", data.subjects)
+        return cls(recipe, folder, shape, data, vae, latents, tokenizer, NoiseSchedule(config.sampler))
+
+
+class CaptionedLatents:
+    """Draws batches of latents with captions, leaving out held-out pictures and pairs."""
+
+    def __init__(self, space: Workspace, config: BaseConfig) -> None:
+        self.space = space
+        self.config = config
+        seen = [i for i, s in enumerate(space.data.subjects) if not emoji.is_held_out_picture(s)]
+        self.core = [i for i in seen if space.data.subjects[i].group in config.groups]
+        self.other = [i for i in seen if space.data.subjects[i].group not in config.groups]
+        names = list(BACKGROUNDS)
+        self.colors = {
+            i: [c for c, name in enumerate(names) if not emoji.is_held_out_pair(space.data.subjects[i], name)]
+            for i in seen
+        }
+        self.names = names
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, list[str], list[tuple[int, int]]]:
+        """Latents [B, 4, h, w], captions and (subject, colour) indices of a fresh batch."""
+        choice = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        pairs, texts = [], []
+        for _ in range(batch):
+            pool = self.other if self.other and choice.random() < self.config.other_share else self.core
+            subject = choice.choice(pool)
+            color = choice.choice(self.colors[subject])
+            dropped = choice.random() < self.config.drop_caption
+            text = captions.caption(self.space.data.subjects[subject], self.names[color], choice)
+            pairs.append((subject, color))
+            texts.append("" if dropped else text)
+        index = torch.tensor(pairs)
+        return self.space.latents.latents[index[:, 0], index[:, 1]].float(), texts, pairs
+
+
+def snr_weight(alphas_cumprod: Tensor, clip: float) -> Tensor:
+    """Min-SNR weights of an ε loss (Hang et al., 2023): min(SNR, clip) / SNR, shape as given."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return snr.clamp(max=clip) / snr
+
+
+class BaseStage:
+    """ε-prediction over all timesteps."""
+
+    def __init__(self, space: Workspace, config: BaseConfig) -> None:
+        torch.manual_seed(config.loop.seed)
+        self.space = space
+        self.config = config
+        self.batches = CaptionedLatents(space, config)
+        self.model = TextToLatents(space.shape, space.data.size)
+        self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
+            self.model, config.loop.lr, embedding_lr=config.embedding_lr, matrices=("dit.blocks", "encoder.block")
+        )
+        self.forward = torch.compile(self.model) if config.compile else self.model
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        clean, texts, _ = self.batches.draw(self.config.loop.batch, generator)
+        ids, mask = tokenize(self.space.tokenizer, texts, self.space.shape.max_tokens, CAPTION_TOKENS)
+        schedule = self.space.schedule
+        t = torch.randint(schedule.config.train_timesteps, (len(clean),), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            eps = self.forward(schedule.add_noise(clean, noise, t), t, ids, mask)
+        each = (eps.float() - noise).square().mean(dim=(1, 2, 3))
+        weight = snr_weight(schedule.alphas_cumprod[t], self.config.snr_clip)
+        late = t > 600
+        figures = {"eps_mse": each.mean().item(), "eps_mse_noisy": each[late].mean().item() if late.any() else 0.0}
+        return (weight * each).mean(), figures
+
+    def averaged(self, average: nn.Module) -> None:
+        """Nothing follows the average here."""
+
+    def samples(self, average: nn.Module) -> Tensor:
+        """Captions drawn by rule, 25 guided steps."""
+        texts = sample_captions(self.space.data, self.config.groups, 32)
+        noise = torch.randn(32, *self.space.latents.latents.shape[2:], generator=torch.Generator().manual_seed(1))
+        latents = ddim(average, self.space, texts, noise, steps=25, guidance=self.config.guidance)
+        return to_pictures(self.space, latents).unflatten(0, (4, 8))
+
+
+def sample_captions(data: emoji.EmojiSet, groups: Sequence[str], count: int) -> list[str]:
+    """Captions at even distances through the seen subjects of `groups`, colours in turn."""
+    seen = [s for s in data.subjects if s.group in groups and not emoji.is_held_out_picture(s)]
+    names = list(BACKGROUNDS)
+    return [captions.canonical(seen[i * len(seen) // count], names[i % len(names)]) for i in range(count)]
+
+
+def load(folder: Path, space: Workspace) -> TextToLatents:
+    """The averaged base of a finished or running stage, frozen."""
+    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
+    model = TextToLatents(space.shape, space.data.size)
+    model.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"})
+    return model.requires_grad_(False).eval()
+
+
+def main() -> None:
+    """The stage's command."""
+    args = recipes.command_line("Train the base DiT and its text encoder.").parse_args()
+    recipe = recipes.read(args.config)
+    config = recipes.parse(BaseConfig, recipe["base"], "base")
+    space = Workspace.open(recipe, args.runs)
+    run(BaseStage(space, config), config.loop, space.folder / "base")
+
+
+if __name__ == "__main__":
+    main()

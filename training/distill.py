@@ -1,0 +1,140 @@
+"""Stage 3: latent consistency distillation. `python -m training.distill --config training/configs/emoji.toml`.
+
+The student learns to map any point of the teacher's guided DDIM trajectory to its end (Luo et al.,
+2023, "Latent Consistency Models", algorithm 1; PixArt-δ, section 2): one DDIM step of the guided
+teacher from t to t - k, then the student at t is drawn towards its own moving average at t - k.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.consistency import NoiseSchedule
+from training import base as base_stage
+from training import config as recipes
+from training.base import BaseConfig, CaptionedLatents, Workspace, sample_captions
+from training.loop import LoopConfig, run
+from training.model import TextToLatents
+from training.optim import muon_and_adamw
+from training.sampling import consistency, ddim_step, to_pictures, tokenize
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Constants of the distillation; names as in the paper.
+
+    `guidance` is the teacher's w where eps = eps_uncond + w (eps_cond - eps_uncond).
+    """
+
+    loop: LoopConfig
+    guidance: float = 3.0
+    huber: float = 1e-3
+    target_ema: float = 0.95
+
+
+def pseudo_huber(first: Tensor, second: Tensor, c: float) -> Tensor:
+    """sqrt(d² + c²) - c, averaged over all but the batch: [B, ...] → [B]."""
+    return (((first - second).square() + c * c).sqrt() - c).flatten(1).mean(dim=1)
+
+
+def consistency_function(schedule: NoiseSchedule, latents: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """f(x, t) = c_skip(t) x + c_out(t) x0(x, eps, t); for t < 0, on the data itself, the identity."""
+    at = t.clamp(min=0)
+    c_skip, c_out = schedule.boundary_scalings(at)
+    value = c_skip[:, None, None, None] * latents
+    value = value + c_out[:, None, None, None] * schedule.predict_x0(latents, eps, at)
+    return torch.where((t >= 0)[:, None, None, None], value, latents)
+
+
+class DistillStage:
+    """The student starts as a copy of the teacher; text encoder and captions stay frozen."""
+
+    def __init__(self, space: Workspace, teacher: TextToLatents, base: BaseConfig, config: DistillConfig) -> None:
+        self.space = space
+        self.config = config
+        self.batches = CaptionedLatents(space, base)
+        self.groups = base.groups
+        self.teacher = teacher
+        self.model = nn.ModuleDict({"student": copy.deepcopy(teacher.dit), "target": copy.deepcopy(teacher.dit)})
+        self.model["student"].requires_grad_(True)
+        self.model["target"].requires_grad_(False)
+        self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
+            self.model, config.loop.lr, embedding_lr=config.loop.lr, matrices=("student.blocks",)
+        )
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        space, schedule = self.space, self.space.schedule
+        clean, texts, _ = self.batches.draw(self.config.loop.batch, generator)
+        batch = len(texts)
+        stride = schedule.config.train_timesteps // schedule.config.origin_steps
+        index = torch.randint(1, schedule.config.origin_steps + 1, (batch,), generator=generator)
+        t = index * stride - 1
+        t_next = t - stride
+        noisy = schedule.add_noise(clean, torch.randn(clean.shape, generator=generator), t)
+        ids, mask = tokenize(space.tokenizer, [*texts, *[""] * batch], space.shape.max_tokens)
+        position = self.teacher.position
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                caption = self.teacher.text(ids, mask)
+                both = self.teacher.dit(noisy.repeat(2, 1, 1, 1), t.repeat(2), caption, mask, position).float()
+                conditional, unconditional = both.chunk(2)
+                guided = unconditional + self.config.guidance * (conditional - unconditional)
+                previous = ddim_step(schedule, noisy, guided, t, t_next)
+                caption, mask = caption[:batch], mask[:batch]
+                eps = self.model["target"](previous, t_next.clamp(min=0), caption, mask, position).float()
+                goal = consistency_function(schedule, previous, eps, t_next)
+            eps = self.model["student"](noisy, t, caption, mask, position).float()
+        loss = pseudo_huber(consistency_function(schedule, noisy, eps, t), goal, self.config.huber).mean()
+        return loss, {"gap": (goal - clean).abs().mean().item()}
+
+    def averaged(self, average: nn.Module) -> None:
+        """Draw the target towards the student by the distillation's own, faster average."""
+        with torch.no_grad():
+            target, student = self.model["target"], self.model["student"]
+            torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - self.config.target_ema)
+
+    def samples(self, average: nn.Module) -> Tensor:
+        """The captions of the base's samples in 1, 2, 4 and 8 steps."""
+        texts = sample_captions(self.space.data, self.groups, 8)
+        model = with_dit(self.teacher, average["student"])
+        rows = []
+        for steps in (1, 2, 4, 8):
+            generators = [torch.Generator().manual_seed(seed) for seed in range(len(texts))]
+            rows.append(to_pictures(self.space, consistency(model, self.space, texts, generators, steps=steps)))
+        return torch.stack(rows)
+
+
+def with_dit(model: TextToLatents, dit: nn.Module) -> TextToLatents:
+    """The same text encoder in front of another DiT."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, "dit": dit}
+    return other
+
+
+def load(folder: Path, base: TextToLatents) -> TextToLatents:
+    """The averaged student of a finished or running stage behind the base's text encoder, frozen."""
+    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
+    dit = copy.deepcopy(base.dit)
+    prefix = "module.student."
+    dit.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return with_dit(base, dit.requires_grad_(False).eval())
+
+
+def main() -> None:
+    """The stage's command."""
+    args = recipes.command_line("Distil the base into a 4-step consistency model.").parse_args()
+    recipe = recipes.read(args.config)
+    base = recipes.parse(BaseConfig, recipe["base"], "base")
+    config = recipes.parse(DistillConfig, recipe["distill"], "distill")
+    space = Workspace.open(recipe, args.runs)
+    stage = DistillStage(space, base_stage.load(space.folder / "base", space), base, config)
+    run(stage, config.loop, space.folder / "distill")
+
+
+if __name__ == "__main__":
+    main()

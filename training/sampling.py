@@ -1,0 +1,105 @@
+"""Samplers in PyTorch: the guided DDIM teacher and the few-step consistency student."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKL
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from models.config import LatentConfig
+from models.consistency import NoiseSchedule, consistency_step
+
+if TYPE_CHECKING:
+    from training.base import Workspace
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: int, multiple: int = 8) -> tuple[Tensor, Tensor]:
+    """Token ids int64 and mask bool, both [B, L]; L is the longest caption's length rounded up to `multiple`."""
+    rows = [encoding.ids[:limit] for encoding in tokenizer.encode_batch(list(texts))]
+    length = -(-max(map(len, rows)) // multiple) * multiple
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, values in enumerate(rows):
+        ids[row, : len(values)] = torch.tensor(values)
+        mask[row, : len(values)] = True
+    return ids, mask
+
+
+def ddim_step(schedule: NoiseSchedule, latents: Tensor, eps: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """One deterministic DDIM step (Song et al., 2021, eq. 12 with σ = 0); t_next = -1 means x0. t, t_next [B]."""
+    clean = schedule.predict_x0(latents, eps, t)
+    alpha_bar = torch.where(t_next >= 0, schedule.alphas_cumprod[t_next.clamp(min=0)], 1.0)[:, None, None, None]
+    return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * eps
+
+
+@torch.no_grad()
+def ddim(
+    model: nn.Module, space: "Workspace", texts: Sequence[str], noise: Tensor, *, steps: int, guidance: float
+) -> Tensor:
+    """Latents [B, 4, h, w] from `steps` DDIM steps with classifier-free guidance."""
+    schedule = space.schedule
+    count = len(texts)
+    ids, mask = tokenize(space.tokenizer, [*texts, *[""] * count], space.shape.max_tokens)
+    times = [round((i + 1) * schedule.config.train_timesteps / steps) - 1 for i in reversed(range(steps))]
+    latents = noise
+    with torch.autocast("cpu", torch.bfloat16):
+        caption = model.text(ids, mask)
+    for now, after in zip(times, [*times[1:], -1], strict=True):
+        t = torch.full((2 * count,), now)
+        with torch.autocast("cpu", torch.bfloat16):
+            eps = model.dit(torch.cat([latents, latents]), t, caption, mask, model.position).float()
+        conditional, unconditional = eps.chunk(2)
+        guided = unconditional + guidance * (conditional - unconditional)
+        latents = ddim_step(schedule, latents, guided, t[:count], torch.full((count,), after))
+    return latents
+
+
+@torch.no_grad()
+def consistency(
+    model: nn.Module,
+    space: "Workspace",
+    texts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    *,
+    steps: int,
+    control: Tensor | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """Latents [B, 4, h, w] from `steps` consistency steps; every picture draws from its own generator.
+
+    `model` is a TextToLatents, or with `control` (latents of edge maps [B, 4, h, w]) a controlled one.
+    """
+    schedule = space.schedule
+    shape = space.latents.latents.shape[2:]
+
+    def fresh() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+    ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
+    caption = model.text(ids, mask)
+    times = schedule.timesteps(steps)
+    latents = fresh()
+    extra = {}
+    if control is not None:
+        extra = {"control_latents": control, "strength": torch.full((len(texts),), strength)}
+    for now, after in zip(times, [*times[1:], None], strict=True):
+        t = torch.full((len(texts),), now)
+        eps = model.dit(latents, t, caption, mask, model.position, **extra)
+        coefficients = torch.as_tensor(schedule.coefficients(now, after)).float().expand(len(texts), 6)
+        latents, clean = consistency_step(latents, eps, coefficients, fresh())
+    return clean
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latent: LatentConfig, latents: Tensor) -> Tensor:
+    """Normalised latents → pictures [B, 3, H, W] in -1..1."""
+    mean = torch.tensor(latent.mean)[:, None, None]
+    std = torch.tensor(latent.std)[:, None, None]
+    return vae.decode(latents * std + mean).sample.clamp(-1, 1)
+
+
+def to_pictures(space: "Workspace", latents: Tensor) -> Tensor:
+    """Normalised latents of a workspace's model → pictures [B, 3, H, W] in -1..1."""
+    return decode(space.vae, space.latents.config, latents)

@@ -1,0 +1,141 @@
+"""Stage 1: the autoencoder. `python -m training.vae --config training/configs/emoji.toml`."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from training import config as recipes
+from training.data import emoji
+from training.loop import LoopConfig, run
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Architecture (diffusers' names) and loss weights of the autoencoder."""
+
+    loop: LoopConfig
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    norm_groups: int = 8
+    gradient_weight: float = 1.0
+    mse_weight: float = 1.0
+    kl_weight: float = 1e-5
+
+
+def build(config: VaeConfig, size: int) -> AutoencoderKL:
+    """A standard 8× autoencoder with four latent channels."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=config.channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=config.norm_groups,
+        sample_size=size,
+    )
+
+
+def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Zoom, shift and mirror premultiplied pictures uint8 [B, 4, S, S]; zooming in spends fewer pixels on margins."""
+    batch = pictures.shape[0]
+    zoom = torch.empty(batch).uniform_(0.65, 1.1, generator=generator)
+    mirror = torch.where(torch.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
+    shift = torch.empty(batch, 2).uniform_(-1, 1, generator=generator) * (1.1 - zoom)[:, None]
+    theta = torch.zeros(batch, 2, 3)
+    theta[:, 0, 0] = zoom * mirror
+    theta[:, 1, 1] = zoom
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures.float(), grid, align_corners=False)
+
+
+def random_colors(batch: int, generator: torch.Generator) -> Tensor:
+    """Half the named backgrounds, half any colour: [B, 3] in 0..1."""
+    named = emoji.background_colors()
+    pick = torch.randint(len(named), (batch,), generator=generator)
+    any_color = torch.rand(batch, 3, generator=generator)
+    return torch.where(torch.rand(batch, 1, generator=generator) < 0.5, named[pick], any_color)
+
+
+def gradient_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Mean absolute difference of horizontal and vertical pixel differences: keeps edges sharp."""
+    delta = first - second
+    return delta.diff(dim=-1).abs().mean() + delta.diff(dim=-2).abs().mean()
+
+
+class VaeStage:
+    """L1 + gradients + MSE + a little KL on augmented pictures."""
+
+    def __init__(self, config: VaeConfig, data: emoji.EmojiSet) -> None:
+        torch.manual_seed(config.loop.seed)
+        self.config = config
+        keep = [i for i, s in enumerate(data.subjects) if not emoji.is_held_out_picture(s)]
+        self.pictures = torch.from_numpy(data.pictures[keep])
+        held = [i for i, s in enumerate(data.subjects) if emoji.is_held_out_picture(s)]
+        self.held_out = data.composite(torch.tensor(held[:16]), random_colors(16, torch.Generator().manual_seed(0)))
+        self.model = build(config, data.size)
+        self.optimizers = [
+            torch.optim.AdamW(self.model.parameters(), config.loop.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        ]
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        batch = self.config.loop.batch
+        index = torch.randint(len(self.pictures), (batch,), generator=generator)
+        pictures = augment(self.pictures[index], generator)
+        target = emoji.composite(pictures, random_colors(batch, generator))
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = self.model.encode(target).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            latents = posterior.mean.float() + posterior.std.float() * noise
+            decoded = self.model.decode(latents).sample
+        decoded = decoded.float()
+        l1 = F.l1_loss(decoded, target)
+        kl = posterior.kl().float().mean()
+        loss = l1 + self.config.gradient_weight * gradient_loss(decoded, target)
+        loss = loss + self.config.mse_weight * F.mse_loss(decoded, target) + self.config.kl_weight * kl
+        return loss, {"l1": l1.item(), "kl": kl.item(), "std": posterior.std.float().mean().item()}
+
+    def averaged(self, average: nn.Module) -> None:
+        """Nothing follows the average here."""
+
+    def samples(self, average: nn.Module) -> Tensor:
+        """Held-out pictures above their reconstructions."""
+        decoded = average.decode(average.encode(self.held_out).latent_dist.mean).sample
+        return torch.stack([self.held_out[:8], decoded[:8], self.held_out[8:], decoded[8:]])
+
+
+def load(folder: Path, config: VaeConfig, size: int) -> AutoencoderKL:
+    """The averaged autoencoder of a finished or running stage, frozen."""
+    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
+    vae = build(config, size)
+    vae.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"})
+    return vae.requires_grad_(False).eval()
+
+
+def fingerprint(vae: nn.Module) -> str:
+    """A digest of the weights: tells whether stored latents belong to this autoencoder."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    """The stage's command."""
+    args = recipes.command_line("Train the autoencoder.").parse_args()
+    recipe = recipes.read(args.config)
+    config = recipes.parse(VaeConfig, recipe["vae"], "vae")
+    data = emoji.load(args.runs / "data", recipe["data"]["size"])
+    run(VaeStage(config, data), config.loop, args.runs / recipe["name"] / "vae")
+
+
+if __name__ == "__main__":
+    main()
