@@ -142,7 +142,8 @@ class ControlStage:
     def samples(self, average: nn.Module) -> Tensor:
         """Held-out pictures, their edges, and what the 4-step student draws along them."""
         space = self.space
-        held = [i for i, s in enumerate(space.data.subjects) if emoji.is_held_out_picture(s)][::8][:8]
+        held = [i for i, s in enumerate(space.data.subjects) if emoji.is_held_out_picture(s)]
+        held = held[:: len(held) // 8][:8]
         color = torch.arange(8)
         shown = space.data.composite(torch.tensor(held), emoji.background_colors()[color])
         texts = [captions.canonical(space.data.subjects[i], self.names[c]) for i, c in zip(held, color, strict=True)]

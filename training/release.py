@@ -1,0 +1,45 @@
+"""Stages to bundle: `python -m training.release --config training/configs/emoji.toml --out models/zoo/emoji`."""
+
+from pathlib import Path
+
+from models.edges import SoftEdge
+from models.export import Card, Parts, export_bundle
+from training import config as recipes
+from training import vae as vae_stage
+from training.base import Workspace
+from training.model import pixart_config
+from training.samplers import open_student
+
+ORIGIN = (
+    "Trained from nothing by this project (python -m training.vae, base, distill, controlnet) on pictures of "
+    "@lobehub/fluent-emoji-3d 1.1.0 (MIT) with captions from emojibase-data 17.0.0 (MIT)."
+)
+
+
+def main() -> None:
+    """The command."""
+    parser = recipes.command_line("Export the trained model as a bundle.")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder; a README.md there joins it")
+    args = parser.parse_args()
+    recipe = recipes.read(args.config)
+    space = Workspace.open(recipe, args.runs)
+    vae = recipes.parse(vae_stage.VaeConfig, recipe["vae"], "vae")
+    student = open_student(space)
+    if student.controlled is None:
+        raise SystemExit("error: the control branch is missing; run python -m training.controlnet first")
+    parts = Parts(
+        config=pixart_config(space.shape, vae, space.latents.config, space.data.size),
+        text_encoder=student.model.text,
+        dit=student.model.dit,
+        vae=space.vae,
+        controlnet=student.controlled.dit.controlnet,
+        edge_detector=SoftEdge(),
+    )
+    card = Card(name=recipe["name"], licence="Apache-2.0", origin=ORIGIN)
+    manifest = export_bundle(parts, space.folder / "tokenizer.json", args.out, card)
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    print(f"{args.out}: {len(manifest['modules'])} modules, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
