@@ -4,11 +4,11 @@ from pathlib import Path
 
 from models.edges import SoftEdge
 from models.export import Card, Parts, export_bundle
+from training import base, controlnet, distill
 from training import config as recipes
 from training import vae as vae_stage
 from training.base import Workspace
 from training.model import pixart_config
-from training.samplers import open_student
 
 ORIGIN = (
     "Trained from nothing by this project (python -m training.vae, base, distill, controlnet) on pictures of "
@@ -24,15 +24,14 @@ def main() -> None:
     recipe = recipes.read(args.config)
     space = Workspace.open(recipe, args.runs)
     vae = recipes.parse(vae_stage.VaeConfig, recipe["vae"], "vae")
-    student = open_student(space)
-    if student.controlled is None:
-        raise SystemExit("error: the control branch is missing; run python -m training.controlnet first")
+    student = distill.load(space.folder / "distill", base.load(space.folder / "base", space))
+    controlled = controlnet.load(space.folder / "controlnet", space, student)
     parts = Parts(
         config=pixart_config(space.shape, vae, space.latents.config, space.data.size),
-        text_encoder=student.model.text,
-        dit=student.model.dit,
+        text_encoder=student.text,
+        dit=student.dit,
         vae=space.vae,
-        controlnet=student.controlled.dit.controlnet,
+        controlnet=controlled.dit.controlnet,
         edge_detector=SoftEdge(),
     )
     card = Card(name=recipe["name"], licence="Apache-2.0", origin=ORIGIN)
