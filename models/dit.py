@@ -167,6 +167,7 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        for module in self.modules():
             if isinstance(module, ScalarEmbedder):
                 nn.init.normal_(module.fc1.weight, std=0.02)
                 nn.init.normal_(module.fc2.weight, std=0.02)
