@@ -1,7 +1,6 @@
 """The HTTP application: routes, and how they meet the runner."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -13,13 +12,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from server import errors
 from server.images import ImageService
-from server.limits import BodyLimit
 from server.metrics import MeasuredApp, Metrics
 from server.runner import Runner
 from server.schemas import ImageRequest, ImageResponse, ModelList
 from server.settings import Settings
-
-log = logging.getLogger("pixart")
 
 STATIC = Path(__file__).parent / "static"
 
@@ -47,7 +43,14 @@ def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseExce
         loading.cancel()
         await runner.close()
 
-    app = FastAPI(title="PixArt-δ server", version=release, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="PixArt-δ server",
+        version=release,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=settings.max_body_bytes,
+    )
     errors.install(app)
 
     @app.post("/v1/images/generations")
@@ -81,6 +84,5 @@ def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseExce
         return FileResponse(STATIC / "index.html")
 
     routes = frozenset(path for route in app.routes if isinstance(path := getattr(route, "path", None), str))
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(MeasuredApp, metrics=metrics, routes=routes)
     return app

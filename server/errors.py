@@ -1,6 +1,5 @@
 """Errors in the shape that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`."""
 
-import logging
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -10,11 +9,10 @@ from starlette.exceptions import HTTPException
 
 from engine.request import InvalidRequest
 
-log = logging.getLogger("pixart")
-
 # Where the engine's fields stand in a request's body.
 _PARAMS = {"control": "control.image", "control_kind": "control.type", "strength": "control.strength"}
-_LONGEST = 400
+_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_LONGEST_QUOTE = 100
 
 
 class ApiError(Exception):
@@ -44,23 +42,19 @@ def error_response(error: ApiError) -> JSONResponse:
         kind = "rate_limit_error"
     elif error.status >= 500:
         kind = "server_error"
-    body = {"message": _plain(error.message), "type": kind, "param": _plain(error.param), "code": error.code}
+    body = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     return JSONResponse({"error": body}, error.status, error.headers)
 
 
-def _plain(text: str | None) -> str | None:
-    """Text that may quote a client's words: of bounded length, and without surrogates, which UTF-8 cannot carry."""
-    if text is None:
-        return None
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST] + "…"
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _quote(text: str) -> str:
+    """A client's own words in bounded length."""
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 
 def out_of_range(error: InvalidRequest) -> ApiError:
     """The engine's refusal, told with the API's field names."""
     param = _PARAMS.get(error.field, error.field)
-    message = f"{param} {error.message}; allowed: {error.limit}"
+    message = f"{param} {_quote(error.message)}; allowed: {error.limit}"
     return ApiError(422, message, param=param, code="out_of_range")
 
 
@@ -70,9 +64,10 @@ def malformed(error: RequestValidationError) -> ApiError:
     kind = first["type"]
     if kind == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
-    param = ".".join(str(part) for part in first["loc"] if part != "body")
+    param = _quote(".".join(str(part) for part in first["loc"] if part != "body"))
     if not param:
-        return ApiError(400, "the body must be a JSON object, sent as application/json", code="invalid_json")
+        message = f"the body must be a JSON object, sent as application/json ({first['msg']})"
+        return ApiError(400, message, code="invalid_json")
     if kind == "extra_forbidden":
         return ApiError(422, f"{param} is not a known parameter", param=param, code="unknown_parameter")
     if kind == "missing":
@@ -97,10 +92,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        return error_response(ApiError(error.status_code, message, headers=error.headers))
+        message = f"{request.method} {_quote(request.url.path)}: {error.detail}"
+        if error.status_code == 413:
+            message = f"the body is larger than {app.max_body_size} bytes"
+        return error_response(
+            ApiError(error.status_code, message, code=_CODES.get(error.status_code), headers=error.headers)
+        )
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        # The framework raises the error again, and the HTTP server logs it.
         return error_response(ApiError(500, "internal error; the server's log has the details", code="internal_error"))

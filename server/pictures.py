@@ -60,7 +60,7 @@ def decode(data: bytes, max_pixels: int, width: int, height: int) -> Pixels:
     picture = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def _check_size(picture: Image.Image, max_pixels: int) -> None:
@@ -83,7 +83,7 @@ def read_control(data: bytes, kind: ControlKind, max_pixels: int, size: Size) ->
 
 def _light_on_dark(edges: Pixels) -> Pixels:
     """Edge maps are white lines on black; a mostly light one is a drawing on paper and is inverted."""
-    return np.asarray(255 - edges) if edges.mean() > 127.5 else edges
+    return 255 - edges if edges.mean() > 127.5 else edges
 
 
 def to_png(pixels: Pixels) -> bytes:

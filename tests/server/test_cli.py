@@ -1,0 +1,73 @@
+"""`pixart generate` and `pixart doctor`."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image, ImageDraw
+
+PROMPT = "a green owl"
+
+
+def test_generate_writes_the_servers_picture_and_prints_the_times(
+    pixart: Any, tiny_bundle: Path, tmp_path: Path, client: httpx.Client
+) -> None:
+    output = tmp_path / "owl.png"
+    done = pixart("generate", PROMPT, "--bundle", str(tiny_bundle), "--seed", "3", "--steps", "2", "-o", str(output))
+    assert done.returncode == 0, done.stderr
+    assert "2 steps in" in done.stderr and "denoise" in done.stderr and f"wrote {output}" in done.stderr
+    answer = client.post("/v1/images/generations", json={"prompt": PROMPT, "seed": 3, "steps": 2}).json()
+    served = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
+    assert Image.open(output).tobytes() == served.tobytes()
+
+
+def test_generate_follows_a_sketch(pixart: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    sketch = tmp_path / "sketch.png"
+    picture = Image.new("L", (200, 200), 255)
+    ImageDraw.Draw(picture).rectangle((40, 40, 160, 160), outline=0, width=4)
+    picture.save(sketch)
+    pictures = []
+    for extra in ([], ["--control", str(sketch), "--strength", "1.5"]):
+        output = tmp_path / f"{len(extra)}.png"
+        done = pixart("generate", PROMPT, "--bundle", str(tiny_bundle), "-o", str(output), *extra)
+        assert done.returncode == 0, done.stderr
+        pictures.append(Image.open(output).tobytes())
+    assert pictures[0] != pictures[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["", "--seed", "1"], "prompt is empty; allowed: 1 to 1000 characters"),
+        (["an apple", "--steps", "9"], "steps is 9; allowed: an integer from 1 to 8"),
+        (["an apple", "--seed", "-1"], "seed is -1; allowed: an integer from 0"),
+        (["an apple", "--size", "huge"], "size is 'huge'"),
+        (["an apple", "--size", "128x128"], "size is 128x128; allowed: one of 64x64, 96x48"),
+        (["an apple", "--strength", "nan"], "strength is nan; allowed: 0 to 2"),
+        (["an apple", "--control", "/nowhere.png"], "/nowhere.png"),
+        (["an apple", "--control", __file__], "is not a PNG, JPEG or WebP picture"),
+        (["an apple", "-o", "/nowhere/out.png"], "/nowhere/out.png"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    pixart: Any, tiny_bundle: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = pixart("generate", "--bundle", str(tiny_bundle), "-o", str(tmp_path / "out.png"), *arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and message in done.stderr.splitlines()[-1]
+
+
+def test_doctor_checks_everything(pixart: Any, tiny_bundle: Path) -> None:
+    done = pixart("doctor", "--bundle", str(tiny_bundle))
+    assert done.returncode == 0, done.stderr
+    assert "backend openvino: installed" in done.stderr and "all well" in done.stderr
+
+
+def test_every_command_has_help(pixart: Any) -> None:
+    for command in ([], ["serve"], ["generate"], ["doctor"]):
+        done = pixart(*command, "--help")
+        assert done.returncode == 0 and "usage: pixart" in done.stdout
+    assert pixart().returncode == 2

@@ -1,0 +1,192 @@
+"""What an operator sees: probes, metrics, start, stop, and bundles that are refused."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+ROUTE = "/v1/images/generations"
+
+
+def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
+    """Metric samples by name and label values."""
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(response.text)
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_probes(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_the_model_and_its_limits(client: httpx.Client) -> None:
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == "tiny" and model["object"] == "model" and model["licence"]
+    limits = model["limits"]
+    assert limits["sizes"] == ["64x64", "96x48"] and limits["default_size"] == "64x64"
+    assert limits["steps"] == [1, 8] and limits["default_steps"] == 4
+    assert limits["images"] == [1, 4] and limits["control"] is True
+    assert limits["prompt_characters"] == 1000
+
+
+def test_metrics_count_what_happened(client: httpx.Client) -> None:
+    before = samples(client)
+    assert client.post(ROUTE, json={"prompt": "an apple", "n": 2}).status_code == 200
+    assert client.post(ROUTE, json={"prompt": ""}).status_code == 422
+    assert client.get("/wp-admin.php").status_code == 404
+    after = samples(client)
+
+    def more(*key: str) -> float:
+        return after.get(key, 0.0) - before.get(key, 0.0)
+
+    assert more("pixart_request_seconds_count", "ok", ROUTE) == 1
+    assert more("pixart_request_seconds_count", "client_error", ROUTE) == 1
+    assert more("pixart_request_seconds_count", "client_error", "other") == 1
+    assert more("pixart_images_total") == 2
+    for stage in ("text", "control", "denoise", "decode", "png"):
+        assert more("pixart_stage_seconds_count", stage) == 1
+    assert after["pixart_requests_in_flight", "/metrics"] == 1
+    assert after["pixart_requests_in_flight", ROUTE] == 0
+    assert after["pixart_ready",] == 1
+    (build,) = (key for key in after if key[0] == "pixart_build_info")
+    assert {"tiny", "openvino", "f32"} < set(build)
+
+
+def test_unknown_routes_and_methods_answer_in_the_same_shape(client: httpx.Client) -> None:
+    for response, status in ((client.get("/v2"), 404), (client.get(ROUTE), 405)):
+        assert response.status_code == status
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_the_page_and_the_schema(client: httpx.Client) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert 'name="prompt"' in page.text and "http://" not in page.text and "https://" not in page.text
+    fields = client.get("/openapi.json").json()["components"]["schemas"]["ImageRequest"]["properties"]
+    assert fields["steps"]["minimum"] == 1 and fields["steps"]["maximum"] == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_running_request_finish_and_exits_with_0(start_server: Any, number: int) -> None:
+    running = start_server()
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        answers.append(httpx.post(running.url + ROUTE, json={"prompt": "an apple", "n": 4, "steps": 8}, timeout=60))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while httpx.get(f"{running.url}/metrics").text.count(f'in_flight{{route="{ROUTE}"}} 1.0') == 0:
+        time.sleep(0.001)
+    running.process.send_signal(number)
+    thread.join(60)
+    assert running.process.wait(60) == 0
+    assert [answer.status_code for answer in answers] == [200]
+
+
+def test_a_signal_while_the_model_is_loading_exits_with_0(start_server: Any) -> None:
+    running = start_server(until="listening")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(60) == 0
+
+
+def test_it_answers_while_the_model_is_loading(start_server: Any) -> None:
+    running = start_server(until="listening")
+    assert httpx.get(f"{running.url}/healthz").status_code == 200
+    early = httpx.get(f"{running.url}/readyz")
+    if early.status_code == 503:
+        assert early.json() == {"status": "loading"}
+        refused = httpx.post(running.url + ROUTE, json={"prompt": "an apple"})
+        assert refused.status_code == 200 or refused.json()["error"]["code"] == "not_ready"
+    running.wait_for("ready")
+    assert httpx.get(f"{running.url}/readyz").status_code == 200
+
+
+def test_requests_beyond_the_queue_are_refused_with_a_time_to_come_back(start_server: Any) -> None:
+    running = start_server(PIXART_QUEUE="1")
+    responses: list[httpx.Response] = []
+
+    def ask() -> None:
+        responses.append(httpx.post(running.url + ROUTE, json={"prompt": "an apple", "n": 4, "steps": 8}, timeout=60))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {response.status_code for response in responses} == {200, 429}
+    refused = next(response for response in responses if response.status_code == 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_an_address_in_use_is_named(pixart: Any, tiny_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = pixart("serve", "--bundle", str(tiny_bundle), "--port", str(port))
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+
+
+@pytest.fixture
+def copied_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def serve_refuses(pixart: Any, bundle: Path) -> str:
+    done: subprocess.CompletedProcess[str] = pixart("serve", "--bundle", str(bundle), "--port", "0")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["weights/dit.safetensors", "denoiser.onnx", "tokenizer.json"])
+def test_a_changed_byte_is_refused_with_the_file_named(pixart: Any, copied_bundle: Path, name: str) -> None:
+    content = bytearray((copied_bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied_bundle / name).write_bytes(content)
+    assert name in serve_refuses(pixart, copied_bundle)
+
+
+@pytest.mark.parametrize("name", ["weights/vae.safetensors", "vae_decoder.onnx", "manifest.json"])
+def test_a_missing_file_is_refused_by_name(pixart: Any, copied_bundle: Path, name: str) -> None:
+    (copied_bundle / name).unlink()
+    assert name in serve_refuses(pixart, copied_bundle)
+
+
+def test_a_newer_format_is_refused(pixart: Any, copied_bundle: Path) -> None:
+    manifest = copied_bundle / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 2}))
+    line = serve_refuses(pixart, copied_bundle)
+    assert "manifest.json" in line and "format_version" in line and "2" in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PIXART_PORT", "tcp://10.0.0.1:80", "PIXART_PORT: 'tcp://10.0.0.1:80' is not a whole number"),
+        ("PIXART_PORT", "70000", "PIXART_PORT: 70000 is not between 0 and 65535"),
+        ("PIXART_QUEUE", "0", "PIXART_QUEUE: 0 is not between 1 and"),
+        ("PIXART_BACKEND", "abacus", "PIXART_BACKEND: 'abacus' is not one of openvino"),
+        ("PIXART_PRECISION", "f8", "PIXART_PRECISION: 'f8' is not one of"),
+        ("PIXART_BUNDLE", "/nowhere", "/nowhere: is not a folder"),
+    ],
+)
+def test_wrong_settings_are_named(pixart: Any, variable: str, value: str, message: str) -> None:
+    done = pixart("serve", **{variable: value})
+    assert done.returncode == 1 and message in done.stderr
