@@ -1,0 +1,85 @@
+"""Whether a picture's edges lie where the control image asked for them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class EdgeMatch:
+    """How well edges agree; all three in 0..1."""
+
+    precision: float
+    """Share of the picture's edge pixels that the control asked for."""
+    recall: float
+    """Share of the control's edge pixels that the picture has."""
+    f_score: float
+    """Harmonic mean of both."""
+
+
+def thin(mask: Mask) -> Mask:
+    """Centre lines of a binary picture [H, W], one pixel wide and connected as before (Zhang and Suen, 1984)."""
+    mask = mask.copy()
+    while True:
+        before = mask
+        for corner in (0, 1):
+            mask = mask & ~_removable(mask, corner)
+        if np.array_equal(mask, before):
+            return mask
+
+
+def _removable(mask: Mask, corner: int) -> Mask:
+    """Border pixels of one sub-iteration: south-east ones and north-west corners first, then the opposite."""
+    padded = np.pad(mask, 1).astype(np.int8)
+    height, width = mask.shape
+    # Neighbours clockwise from the north: P2..P9 of the paper.
+    around = [(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]
+    ring = np.stack([padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] for dy, dx in around])
+    north, east, south, west = ring[0], ring[2], ring[4], ring[6]
+    neighbours = ring.sum(axis=0)
+    runs = ((ring == 0) & (np.roll(ring, -1, axis=0) == 1)).sum(axis=0)
+    if corner == 0:
+        exposed = (north * east * south == 0) & (east * south * west == 0)
+    else:
+        exposed = (north * east * west == 0) & (north * south * west == 0)
+    return (neighbours >= 2) & (neighbours <= 6) & (runs == 1) & exposed
+
+
+def edge_lines(soft: NDArray[np.uint8], threshold: float) -> Mask:
+    """Centre lines of a soft edge map [H, W], where it is at least `threshold` of 0..255.
+
+    Thin lines keep the score honest: the detector's lines are some 4 pixels wide, and thick lines
+    overlap by chance alone.
+    """
+    return thin(soft >= threshold)
+
+
+def match_edges(edges: Mask, control: Mask, tolerance: float = 2.0) -> EdgeMatch:
+    """Compare two binary edge maps [H, W]; pixels within `tolerance` (Euclidean) of each other agree.
+
+    Two empty maps agree fully; an empty one and another not at all.
+    """
+    if not edges.any() or not control.any():
+        equal = float(not edges.any() and not control.any())
+        return EdgeMatch(equal, equal, equal)
+    precision = float((ndimage.distance_transform_edt(~control)[edges] <= tolerance).mean())
+    recall = float((ndimage.distance_transform_edt(~edges)[control] <= tolerance).mean())
+    total = precision + recall
+    return EdgeMatch(precision, recall, 2 * precision * recall / total if total else 0.0)
+
+
+def control_score(
+    edges: NDArray[np.uint8], control: NDArray[np.uint8], *, threshold: float = 64.0, tolerance: float = 2.0
+) -> EdgeMatch:
+    """Mean over pictures of their edges' agreement with the control's; soft edge maps [B, H, W, 3]."""
+    matches = [
+        match_edges(edge_lines(a[..., 0], threshold), edge_lines(b[..., 0], threshold), tolerance)
+        for a, b in zip(edges, control, strict=True)
+    ]
+    return EdgeMatch(
+        *(float(np.mean([getattr(m, name) for m in matches])) for name in ("precision", "recall", "f_score"))
+    )

@@ -1,0 +1,127 @@
+"""Samplers in PyTorch: the student as a bundle ships it or as a run left it, and the teacher that it learnt from."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import T5Config
+
+from models.config import from_json
+from models.controlnet import ControlNetTransformer
+from models.dit import DiT
+from models.pipeline import Pipeline
+from models.text import TextEncoder
+from models.vae import VaeDecoder
+from training import base, controlnet, distill
+from training import config as recipes
+from training.base import BaseConfig, Workspace
+from training.evaluation.sampler import Pictures
+from training.model import TextToLatents, pixart_config
+from training.sampling import ddim, tokenize
+from training.vae import VaeConfig
+
+
+def seeded_noise(seeds: Sequence[int], steps: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise [steps, B, *shape]; each picture's depends on its own seed alone."""
+    rows = [torch.randn(steps, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows, dim=1)
+
+
+class StudentSampler:
+    """The consistency model in float32, through the reference pipeline."""
+
+    def __init__(self, pipeline: Pipeline, tokenizer: Tokenizer) -> None:
+        self.pipeline = pipeline.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        control: Pictures | None = None,
+        strength: float = 1.0,
+    ) -> Pictures:
+        config = self.pipeline.config
+        ids, mask = tokenize(self.tokenizer, captions, config.max_tokens)
+        side = config.dit.sample_size
+        noise = seeded_noise(seeds, steps, (config.dit.in_channels, side, side))
+        if control is None:
+            return self.pipeline(ids, mask, noise).numpy()
+        strengths = torch.full((len(captions),), strength)
+        return self.pipeline(ids, mask, noise, torch.from_numpy(control), strengths).numpy()
+
+
+class TeacherSampler:
+    """The base with classifier-free guidance and deterministic DDIM steps; it knows no control."""
+
+    def __init__(self, model: TextToLatents, space: Workspace, guidance: float) -> None:
+        self.model = model
+        self.space = space
+        self.guidance = guidance
+        self.decoder = VaeDecoder(space.vae, space.latents.config)
+
+    def __call__(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        control: Pictures | None = None,
+        strength: float = 1.0,
+    ) -> Pictures:
+        if control is not None:
+            raise ValueError("the teacher has no control branch")
+        noise = seeded_noise(seeds, 1, self.space.latents.latents.shape[2:])[0]
+        latents = ddim(self.model, self.space, captions, noise, steps=steps, guidance=self.guidance)
+        with torch.no_grad():
+            return self.decoder(latents).numpy()
+
+
+def student_of_bundle(folder: Path) -> StudentSampler:
+    """The student with exactly the weights that the bundle in `folder` ships.
+
+    Raises:
+        FileNotFoundError: a file of the bundle is missing.
+        ValueError, RuntimeError: the manifest or the weights do not describe a model of ours.
+    """
+    config = from_json(json.loads((folder / "manifest.json").read_text())["model"])
+
+    def filled(module: nn.Module, name: str) -> nn.Module:
+        tensors = load_file(folder / "weights" / f"{name}.safetensors")
+        module.load_state_dict({key: value.float() for key, value in tensors.items()})
+        return module
+
+    text = filled(TextEncoder(T5Config(**config.text), config.dit.width), "text_encoder")
+    dit = DiT(config.dit)
+    filled(dit, "dit")
+    vae = filled(AutoencoderKL.from_config(config.vae), "vae")
+    branch = None
+    if config.controlnet_depth:
+        branch = ControlNetTransformer(dit, config.controlnet_depth)
+        filled(branch, "controlnet")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return StudentSampler(Pipeline(config, text, dit, vae, branch), tokenizer)
+
+
+def student_of_run(space: Workspace) -> StudentSampler:
+    """The student from the checkpoints of a recipe's run, with its control branch if that has been trained."""
+    student = distill.load(space.folder / "distill", base.load(space.folder / "base", space))
+    vae_config = recipes.parse(VaeConfig, space.recipe["vae"], "vae")
+    config = pixart_config(space.shape, vae_config, space.latents.config, space.data.size)
+    branch = None
+    if (space.folder / "controlnet" / "checkpoint.pt").exists():
+        branch = controlnet.load(space.folder / "controlnet", space, student).dit.controlnet
+    return StudentSampler(Pipeline(config, student.text, student.dit, space.vae, branch), space.tokenizer)
+
+
+def teacher_of_run(space: Workspace) -> TeacherSampler:
+    """The guided teacher from the checkpoint of a recipe's base stage; the guidance is the distillation's."""
+    guidance = recipes.parse(BaseConfig, space.recipe["base"], "base").guidance
+    if "distill" in space.recipe:
+        guidance = recipes.parse(distill.DistillConfig, space.recipe["distill"], "distill").guidance
+    return TeacherSampler(base.load(space.folder / "base", space), space, guidance)
