@@ -52,6 +52,15 @@ def identity(expected: Iterable[str]) -> dict[str, Sources]:
     return {name: (name,) for name in expected}
 
 
+def with_parameters(layers: dict[str, Sources]) -> dict[str, Sources]:
+    """The plan of tensors for a plan of layers."""
+    return {
+        f"{ours}.{parameter}": tuple(f"{source}.{parameter}" for source in theirs)
+        for ours, theirs in layers.items()
+        for parameter in ("weight", "bias")
+    }
+
+
 def select(prefix: str, tensors: Mapping[str, Tensor]) -> StateDict:
     """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.checkpoints.keys import Sources, StateDict, prefixed
+from models.checkpoints.keys import Sources, StateDict, prefixed, with_parameters
 from models.config import DiTConfig
 from models.dit import DiT
 from models.text import CaptionProjection
@@ -57,15 +57,6 @@ class Naming:
     @staticmethod
     def _block_table(ours: str, theirs: str) -> dict[str, Sources]:
         return {f"{ours}scale_shift_table": (f"{theirs}scale_shift_table",)}
-
-
-def with_parameters(layers: dict[str, Sources]) -> dict[str, Sources]:
-    """The plan of tensors for a plan of layers."""
-    return {
-        f"{ours}.{parameter}": tuple(f"{source}.{parameter}" for source in theirs)
-        for ours, theirs in layers.items()
-        for parameter in ("weight", "bias")
-    }
 
 
 def expected_transformer(config: DiTConfig) -> StateDict:

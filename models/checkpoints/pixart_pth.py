@@ -15,8 +15,8 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.components import read_t5, read_vae
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import read_tensors
-from models.checkpoints.keys import SHOWN, Sources, StateDict, assemble, identity, prefixed, select
-from models.checkpoints.naming import PIXART, drop_variance, expected_transformer, with_parameters
+from models.checkpoints.keys import SHOWN, Sources, StateDict, assemble, identity, prefixed, select, with_parameters
+from models.checkpoints.naming import PIXART, drop_variance, expected_transformer
 from models.config import DiTConfig, PixArtConfig, SamplerConfig
 from models.controlnet import ControlNetTransformer
 from models.dit import DiT
