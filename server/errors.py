@@ -1,5 +1,6 @@
 """Errors in the shape that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`."""
 
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -8,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine.request import InvalidRequest
+from server.runner import Busy, NotReady
 
 # Where the engine's fields stand in a request's body.
 _PARAMS = {"control": "control.image", "control_kind": "control.type", "strength": "control.strength"}
@@ -46,15 +48,15 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse({"error": body}, error.status, error.headers)
 
 
-def _quote(text: str) -> str:
-    """A client's own words in bounded length."""
+def quote(text: str) -> str:
+    """A client's own words, at bounded length."""
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 
 def out_of_range(error: InvalidRequest) -> ApiError:
     """The engine's refusal, told with the API's field names."""
     param = _PARAMS.get(error.field, error.field)
-    message = f"{param} {_quote(error.message)}; allowed: {error.limit}"
+    message = f"{param} {quote(error.message)}; allowed: {error.limit}"
     return ApiError(422, message, param=param, code="out_of_range")
 
 
@@ -64,7 +66,7 @@ def malformed(error: RequestValidationError) -> ApiError:
     kind = first["type"]
     if kind == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
-    param = _quote(".".join(str(part) for part in first["loc"] if part != "body"))
+    param = quote(".".join(str(part) for part in first["loc"] if part != "body"))
     if not param:
         message = f"the body must be a JSON object, sent as application/json ({first['msg']})"
         return ApiError(400, message, code="invalid_json")
@@ -86,13 +88,23 @@ def install(app: FastAPI) -> None:
     async def _engine(request: Request, error: InvalidRequest) -> JSONResponse:
         return error_response(out_of_range(error))
 
+    @app.exception_handler(NotReady)
+    async def _not_ready(request: Request, error: NotReady) -> JSONResponse:
+        headers = {"Retry-After": "1"}
+        return error_response(ApiError(503, "the model is still being loaded", code="not_ready", headers=headers))
+
+    @app.exception_handler(Busy)
+    async def _busy(request: Request, error: Busy) -> JSONResponse:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+        return error_response(ApiError(429, str(error), code="busy", headers=headers))
+
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
         return error_response(malformed(error))
 
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {_quote(request.url.path)}: {error.detail}"
+        message = f"{request.method} {quote(request.url.path)}: {error.detail}"
         if error.status_code == 413:
             message = f"the body is larger than {app.max_body_size} bytes"
         return error_response(

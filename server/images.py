@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import math
 import secrets
 import time
 from dataclasses import replace
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from engine.manifest import Manifest, Size
 from engine.request import MAX_PROMPT_CHARACTERS, GenerateRequest, InvalidRequest, validate
 from server import pictures
-from server.errors import ApiError
+from server.errors import ApiError, quote
 from server.metrics import Metrics
-from server.runner import Busy, NotReady, Runner
+from server.runner import Runner
 from server.schemas import MAX_IMAGES, Control, ImageData, ImageRequest, ImageResponse, Limits, Model, parse_size
 
 
@@ -32,11 +31,11 @@ class ImageService:
         """Make the pictures that `body` asks for.
 
         Raises:
-            ApiError, InvalidRequest: nothing was made.
+            ApiError, InvalidRequest, NotReady, Busy: nothing was made.
         """
         manifest = self._runner.manifest
         if body.model not in (None, manifest.name):
-            message = f"model {body.model!r} is not served here; this server has {manifest.name!r}"
+            message = f"model {quote(str(body.model))!r} is not served here; this server has {manifest.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
         request = to_engine(body, manifest)
         if body.control is not None:
@@ -45,15 +44,7 @@ class ImageService:
             size = validate(request, manifest).size
             control = await asyncio.to_thread(read_control, body.control, size, self._max_control_pixels)
             request = replace(request, control=control, control_kind=body.control.type)
-        try:
-            result = await self._runner.generate(request, body.n)
-        except NotReady as error:
-            raise ApiError(
-                503, "the model is still being loaded", code="not_ready", headers={"Retry-After": "1"}
-            ) from error
-        except Busy as error:
-            seconds = str(max(1, math.ceil(error.retry_after)))
-            raise ApiError(429, str(error), code="busy", headers={"Retry-After": seconds}) from error
+        result = await self._runner.generate(request, body.n)
         start = time.perf_counter()
         encoded = await asyncio.to_thread(lambda: [base64.b64encode(pictures.to_png(image)) for image in result.images])
         timings = result.timings | {"png": time.perf_counter() - start}

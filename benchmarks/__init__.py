@@ -1,0 +1,1 @@
+"""Measurements, each one command, with a peer measured in the same run."""
