@@ -151,7 +151,7 @@ class Manifest(_Part):
     sampler: Sampler
     positions: Positions
     size_conditions: bool
-    max_tokens: int = Field(ge=8, multiple_of=8)
+    max_tokens: int = Field(ge=1)
     steps: Steps
     images: Images
     dimensions: dict[str, DimensionRange]
@@ -167,6 +167,8 @@ class Manifest(_Part):
     def _consistent(self) -> Self:
         for path in self.files:
             check_path(path)
+        if "B" not in self.dimensions:
+            raise ValueError("dimensions: 'B' is missing")
         for name in REQUIRED_MODULES:
             if name not in self.modules:
                 raise ValueError(f"modules: {name!r} is missing")

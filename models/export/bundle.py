@@ -45,7 +45,8 @@ def export_bundle(
     a README.md there becomes part of the bundle.
 
     Raises:
-        ValueError: an image size does not divide into patches, or weights do not fit into `dtype`.
+        ValueError: an image size does not divide into patches.
+        CheckpointError: a weight does not fit into `dtype`.
     """
     config = parts.config
     sizes = card.sizes or ((config.dit.sample_size * IMAGE_SCALE,) * 2,)
@@ -87,16 +88,17 @@ def export_bundle(
 
 
 def _dimensions(config: PixArtConfig, sizes: Sequence[tuple[int, int]], max_batch: int) -> dict[str, dict[str, int]]:
-    """The range of each symbol over all allowed sizes."""
+    """The range of each symbol over all allowed sizes and prompts; prompts are padded to a multiple of 8 tokens."""
     patch = config.dit.patch_size
     for width, height in sizes:
         if min(width, height) < 1 or width % (IMAGE_SCALE * patch) or height % (IMAGE_SCALE * patch):
             raise ValueError(f"image size {width}x{height} is not a multiple of {IMAGE_SCALE * patch}")
     widths, heights = zip(*((width // IMAGE_SCALE, height // IMAGE_SCALE) for width, height in sizes), strict=True)
+    longest = -(-config.max_tokens // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
     tokens = [width * height // patch**2 for width, height in zip(widths, heights, strict=True)]
     return {
         "B": {"min": 1, "max": max_batch},
-        "L": {"min": TOKEN_MULTIPLE, "max": config.max_tokens, "multiple": TOKEN_MULTIPLE},
+        "L": {"min": TOKEN_MULTIPLE, "max": longest, "multiple": TOKEN_MULTIPLE},
         "H": {"min": min(heights), "max": max(heights), "multiple": patch},
         "W": {"min": min(widths), "max": max(widths), "multiple": patch},
         "N": {"min": min(tokens), "max": max(tokens)},

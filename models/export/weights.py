@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from models.checkpoints.writer import write_safetensors
 
 ONNX_TYPES = {
     "F32": ir.DataType.FLOAT,
@@ -33,36 +34,26 @@ class StoredTensor:
 def save_weights(modules: Mapping[str, nn.Module], folder: Path, dtype: torch.dtype) -> "WeightIndex":
     """Write each module's state to `folder/<file>` with floating tensors as `dtype`, and index what was written.
 
-    `modules` maps file names such as `weights/dit.safetensors`. A tensor that several names share is written once,
-    under the first; a tensor that several modules share belongs to the first of them.
+    `modules` maps file names such as `weights/dit.safetensors`. A tensor with several names is written once, under the
+    first; a tensor of several modules belongs to the first of them. A module without tensors gets no file.
 
     Raises:
-        ValueError: a value does not fit into `dtype`.
+        CheckpointError: a value does not fit into `dtype`.
     """
     index = WeightIndex()
     for file, module in modules.items():
-        state: dict[str, Tensor] = {}
-        names: dict[str, Tensor] = {}
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if tensor in index or any(tensor is seen for seen in names.values()):
-                continue
-            stored = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-            if not bool(stored.isfinite().all()):
-                raise ValueError(f"{file}: {name} does not fit into {dtype}")
-            state[name], names[name] = stored.contiguous(), tensor
+        state = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if tensor not in index}
         if state:
-            path = folder / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, path, metadata={"format": "pt"})
-            for name, stored in read_header(path, file).items():
-                index.add(names[name], stored)
+            write_safetensors(folder / file, state, dtype)
+            for name, stored in read_header(folder / file, file).items():
+                index.add(state[name], stored)
     return index
 
 
 def read_header(path: Path, file: str) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file, by name.
 
-    The format is a little-endian u64 N, N bytes of JSON with offsets relative to its own end, then the data.
+    The format is a little-endian u64 N, N bytes of JSON whose offsets count from its own end, then the data.
     """
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))

@@ -92,9 +92,10 @@ def add_file(name: str) -> Edit:
         (set_field("modules", "denoiser", "graph", value="other.onnx"), "manifest", "'other.onnx' is not among"),
         (set_field("modules", "denoiser", "weights", value=["w"]), "manifest", "'w' is not among the files"),
         (lambda data: data["dimensions"].pop("H"), "manifest", "dimension 'H' has no range"),
+        (lambda data: data["dimensions"].pop("B"), "manifest", "'B' is missing"),
         (set_field("dimensions", "H", value={"min": 8, "max": 6}), "dimensions.H", "max 6 is below min 8"),
         (set_field("max_tokens", value="24"), "max_tokens", "valid integer"),
-        (set_field("max_tokens", value=20), "max_tokens", "multiple of 8"),
+        (set_field("max_tokens", value=0), "max_tokens", "greater than or equal to 1"),
         (set_field("steps", "default", value=9), "steps.default", "less than or equal to 8"),
         (set_field("images", "default", "width", value=128), "images", "default is not among"),
         (set_field("files", "tokenizer.json", "sha256", value="AB"), "files.tokenizer.json.sha256", "pattern"),
@@ -153,7 +154,7 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_followed(tmp_path
 
 def test_a_bundle_of_55_megabytes_is_verified_in_a_moment(tmp_path: Path) -> None:
     content = os.urandom(1 << 20)
-    files = {f"weights/{i}.bin": content * size for i, size in enumerate((27, 10, 10, 8))}
+    files = {f"weights/{i}.bin": content * megabytes for i, megabytes in enumerate((27, 10, 10, 8))}
     data = write_folder(tmp_path)
     for name, value in files.items():
         (tmp_path / name).write_bytes(value)

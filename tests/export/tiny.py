@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 
 import torch
 from diffusers import AutoencoderKL
@@ -10,11 +10,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import T5Config
 
+from models.checkpoints import Checkpoint, save_native
 from models.config import DiTConfig, LatentConfig, PixArtConfig, SamplerConfig
 from models.controlnet import ControlNetTransformer
 from models.dit import DiT
 from models.edges import SoftEdge
-from models.export import Card, Parts, export_bundle
+from models.export import Parts
+from models.export.__main__ import main as export
 from models.text import TextEncoder
 
 SIZES = ((64, 64), (96, 48))  # width, height
@@ -24,9 +26,7 @@ VOCABULARY = 120
 def tiny_config(size_conditions: bool = False) -> PixArtConfig:
     blocks = 4
     return PixArtConfig(
-        dit=DiTConfig(
-            sample_size=8, depth=3, width=48, heads=3, caption_channels=32, size_conditions=size_conditions
-        ),
+        dit=DiTConfig(sample_size=8, depth=3, width=48, heads=3, caption_channels=32, size_conditions=size_conditions),
         sampler=SamplerConfig(),
         latent=LatentConfig(mean=(0.1, -0.2, 0.3, 0.0), std=(1.0, 2.0, 1.5, 0.5)),
         controlnet_depth=2,
@@ -94,11 +94,24 @@ def write_tokenizer(path: Path) -> None:
 
 
 @cache
-def tiny_bundle(size_conditions: bool = False) -> tuple[Parts, Path]:
-    """The tiny parts and the folder of their bundle. Do not write into the folder."""
-    parts = tiny_parts(size_conditions)
+def tiny_bundle() -> tuple[Parts, Path]:
+    """The tiny parts, and the folder of the bundle that the command makes of them. Do not write into the folder."""
+    parts = tiny_parts()
+    assert parts.controlnet is not None
     folder = Path(mkdtemp(prefix="tiny-bundle-"))
-    write_tokenizer(folder / "tokenizer.json")
-    card = Card("tiny", "Apache-2.0", "random weights", SIZES, max_batch=4)
-    export_bundle(parts, folder / "tokenizer.json", folder, card)
+    with TemporaryDirectory() as scratch:
+        tokenizer = Path(scratch) / "tokenizer.json"
+        write_tokenizer(tokenizer)
+        checkpoint = Checkpoint(
+            config=parts.config,
+            dit=parts.dit.state_dict(),
+            text_encoder=parts.text_encoder.state_dict(),
+            vae=parts.vae.state_dict(),
+            tokenizer=tokenizer,
+            controlnet=parts.controlnet.state_dict(),
+        )
+        save_native(Path(scratch) / "checkpoint", checkpoint)
+        what = ["--weights", str(Path(scratch) / "checkpoint"), "--out", str(folder), "--max-batch", "4"]
+        card = ["--name", "tiny", "--licence", "Apache-2.0", "--origin", "random weights"]
+        export([*what, *card, *(word for width, height in SIZES for word in ("--size", f"{width}x{height}"))])
     return parts, folder
