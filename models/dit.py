@@ -164,17 +164,16 @@ class DiT(nn.Module):
     def _initialise(self) -> None:
         """As PixArt: each block begins without cross-attention, and the network predicts zero."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, ScalarEmbedder):
                 nn.init.normal_(module.fc1.weight, std=0.02)
                 nn.init.normal_(module.fc2.weight, std=0.02)
             if isinstance(module, CrossAttention):
                 nn.init.zeros_(module.proj.weight)
-        nn.init.xavier_uniform_(self.patch.weight.view(self.config.width, -1))
-        nn.init.zeros_(self.patch.bias)
         nn.init.normal_(self.time_modulation.weight, std=0.02)
         nn.init.zeros_(self.final.proj.weight)
 
