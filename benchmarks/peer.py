@@ -79,7 +79,7 @@ def load(folder: Path, dtype: torch.dtype) -> Peer:
     )
     ours = {f"dit.{name}": value for name, value in modules.dit.state_dict().items()}
     ours |= {f"projection.{name}": value for name, value in modules.text_encoder.projection.state_dict().items()}
-    theirs = {}
+    theirs: dict[str, torch.Tensor] = {}
     for name, sources in DIFFUSERS.plan(dit).items():
         theirs |= dict(zip(sources, ours[name].chunk(len(sources)), strict=True))
     transformer.load_state_dict(theirs)

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from server import errors
 from server.images import ImageService
+from server.limits import BodyLimit
 from server.metrics import MeasuredApp, Metrics
 from server.runner import Runner
 from server.schemas import ImageRequest, ImageResponse, ModelList
@@ -49,7 +50,6 @@ def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseExce
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
     )
     errors.install(app)
 
@@ -84,5 +84,6 @@ def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseExce
         return FileResponse(STATIC / "index.html")
 
     routes = frozenset(path for route in app.routes if isinstance(path := getattr(route, "path", None), str))
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(MeasuredApp, metrics=metrics, routes=routes)
     return app

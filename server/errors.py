@@ -105,8 +105,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {quote(request.url.path)}: {error.detail}"
-        if error.status_code == 413:
-            message = f"the body is larger than {app.max_body_size} bytes"
         return error_response(
             ApiError(error.status_code, message, code=_CODES.get(error.status_code), headers=error.headers)
         )
