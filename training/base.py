@@ -66,7 +66,7 @@ class Workspace:
         vae = vae_stage.load(folder / "vae", vae_config, data.size)
         latents = encode_all(vae, data, folder / "latents.pt", vae_stage.fingerprint(vae))
         config = pixart_config(shape, vae_config, latents.config, data.size)
-        tokenizer = captions.load_tokenizer(folder / "tokenizer.json", data.subjects)
+        tokenizer = captions.load_tokenizer(folder / "tokenizer.json", data.subjects, shape.text.vocabulary)
         return cls(recipe, folder, shape, data, vae, latents, tokenizer, NoiseSchedule(config.sampler))
 
 

@@ -48,7 +48,7 @@ def caption(subject: Subject, color: str, choice: random.Random) -> str:
     return choice.choice(templates).format(subject=words, article=article(words), color=known_color(color))
 
 
-def train_tokenizer(subjects: Iterable[Subject], vocabulary: int = 6000) -> Tokenizer:
+def train_tokenizer(subjects: Iterable[Subject], vocabulary: int) -> Tokenizer:
     """A byte-pair tokenizer with T5's special ids (padding 0, end 1, unknown 2) over labels, tags and colours.
 
     T5's own algorithm is Unigram; on so few words it cuts most of them into letters, while byte-pair
@@ -69,9 +69,9 @@ def train_tokenizer(subjects: Iterable[Subject], vocabulary: int = 6000) -> Toke
     return tokenizer
 
 
-def load_tokenizer(path: Path, subjects: Iterable[Subject]) -> Tokenizer:
+def load_tokenizer(path: Path, subjects: Iterable[Subject], vocabulary: int) -> Tokenizer:
     """Read the tokenizer at `path`, training and writing it first if there is none."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(subjects).save(str(path))
+        train_tokenizer(subjects, vocabulary).save(str(path))
     return Tokenizer.from_file(str(path))
