@@ -39,8 +39,7 @@ def test_equals_the_model_called_as_a_whole(folder):
     model = ClipModel(folder)
     inputs = model.processor(text=TEXTS, images=list(pictures), return_tensors="pt", padding=True, truncation=True)
     with torch.no_grad():
-        outputs = model.model(**inputs)
-    cosines = (outputs.logits_per_image / model.model.logit_scale.exp()).diagonal().numpy()
+        cosines = (model.model(**inputs).logits_per_image / model.model.logit_scale.exp()).diagonal().numpy()
     np.testing.assert_allclose(clip_scores(model, pictures, TEXTS), np.maximum(100 * cosines, 0), atol=1e-3)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from models.checkpoints.hed import read_hed
 from training import config as recipes
 from training.base import BaseConfig, Workspace
 from training.evaluation import demo, report
@@ -20,7 +21,7 @@ from training.evaluation.clip_score import ClipModel, clip_scores
 from training.evaluation.draws import Draws
 from training.evaluation.features import FeatureExtractor
 from training.evaluation.grid import write_grid
-from training.evaluation.networks import TorchScriptFeatures, VaeFeatures
+from training.evaluation.networks import HedFeatures, TorchScriptFeatures, VaeFeatures
 from training.evaluation.sampler import Sampler, sample
 from training.evaluation.torch_samplers import StudentSampler, student_of_bundle, student_of_run, teacher_of_run
 
@@ -36,6 +37,7 @@ def _arguments() -> Namespace:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the recipe's picture counts, for a quick look"
     )
+    parser.add_argument("--hed", type=Path, help="also measure Fréchet distances with these HED weights")
     parser.add_argument("--torchscript", type=Path, help="also measure Fréchet distances with this feature network")
     parser.add_argument("--clip", type=Path, help="also measure the CLIP score with the CLIP model in this folder")
     return parser.parse_args()
@@ -51,6 +53,8 @@ def _config(recipe: dict[str, Any], scale: float) -> demo.EvaluationConfig:
 
 def _extractors(args: Namespace, student: StudentSampler) -> dict[str, FeatureExtractor]:
     found: dict[str, FeatureExtractor] = {"latent": VaeFeatures(student.pipeline.vae_encoder)}
+    if args.hed:
+        found["hed"] = HedFeatures(read_hed(args.hed))
     if args.torchscript:
         found[args.torchscript.stem] = TorchScriptFeatures(args.torchscript)
     return found

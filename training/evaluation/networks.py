@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.hed import HED
 from training.evaluation.sampler import Pictures
 
 
@@ -42,6 +43,28 @@ class TorchScriptFeatures:
             values = F.interpolate(values, size, mode="bilinear", antialias=True, align_corners=False)
         values = self.low + values / 255 * (self.high - self.low)
         return self.model(values, **self.arguments).float().flatten(1).numpy()
+
+
+class HedFeatures:
+    """Means of the activations after each of VGG-16's five stages, as an edge detector has tuned them: [B, 1472].
+
+    A place's activations are brought to length 1 before the mean, as LPIPS does (Zhang et al., 2018),
+    so that every stage has a say.
+    """
+
+    def __init__(self, detector: HED) -> None:
+        self.detector = detector.eval()
+
+    @torch.no_grad()
+    def __call__(self, pictures: Pictures) -> NDArray[np.float32]:
+        values = (torch.from_numpy(pictures).float() - self.detector.mean).permute(0, 3, 1, 2)
+        means = []
+        for index, stage in enumerate(self.detector.stages):
+            if index:
+                values = F.max_pool2d(values, 2, ceil_mode=True)
+            values, _ = stage(values)
+            means.append(F.normalize(values, dim=1).mean(dim=(2, 3)))
+        return torch.cat(means, dim=1).numpy()
 
 
 class VaeFeatures:
