@@ -87,7 +87,7 @@ def _unpickle(path: Path) -> StateDict:
             f"{path}: is pickled with more than plain tensors, and unpickling it could run any code; "
             f"save its tensors as safetensors instead ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path}: is not a PyTorch file ({error})") from error
     for name in NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):

@@ -22,7 +22,8 @@ from models.checkpoints.files import read_json, read_tensors
 from models.checkpoints.keys import SHOWN, StateDict, prefixed, select
 from models.checkpoints.naming import DIFFUSERS, drop_variance
 
-PREFIXES = ("base_model.model.", "transformer.", "unet.")
+# One or several, in any order: PixArt's own training script writes `unet.base_model.model.`.
+PREFIXES = re.compile(r"((base_model\.model|transformer|unet)\.)*")
 FACTORS = {"lora_A": "down", "lora_B": "up", "lora_down": "down", "lora_up": "up"}
 FACTOR = re.compile(r"(?P<layer>.+)\.(?P<kind>lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight")
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_model.bin")
@@ -107,9 +108,7 @@ def _read_updates(path: Path) -> dict[str, _Update]:
 
 
 def _layer(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+    return PREFIXES.sub("", name, count=1)
 
 
 def _settings(file: Path) -> dict[str, Any]:

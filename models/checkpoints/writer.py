@@ -63,5 +63,5 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dt
             value = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise CheckpointError(f"{path}: {name} does not fit into {dtype}")
-            file.write(value.reshape(-1).view(torch.uint8).numpy())
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
     scratch.replace(path)

@@ -159,7 +159,11 @@ def test_names_what_is_wrong(keras_weights: Weights, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"missing: dsn3\.bias"):
         read_hed(write_h5(tmp_path / "missing.h5", missing))
     with pytest.raises(CheckpointError, match=r"surplus: block1/layers/conv2d\.2"):
-        read_hed(write_h5(tmp_path / "more.h5", {**keras_weights, "block1/layers/conv2d/vars/2": np.zeros(3)}))
+        read_hed(
+            write_h5(
+                tmp_path / "more.h5", {**keras_weights, "block1/layers/conv2d/vars/2": np.zeros(3, dtype=np.float32)}
+            )
+        )
     with pytest.raises(CheckpointError, match=r"misshaped: fuse\.bias is \(2,\) instead of \(1,\)"):
         read_hed(write_h5(tmp_path / "shape.h5", {**keras_weights, "fuse/vars/1": np.zeros(2, dtype=np.float32)}))
     (tmp_path / "text.h5").write_text("no")
