@@ -70,9 +70,16 @@ class Settings:
         return cls(**values)
 
     def create_backend(self) -> Backend:
-        """The backend that these settings ask for."""
+        """The backend that these settings ask for.
+
+        Raises:
+            SettingsError: its runtime is not installed.
+        """
         options = BackendOptions(precision=self.precision, threads=self.threads, cache=self.cache)
-        return create(self.backend, options)
+        try:
+            return create(self.backend, options)
+        except ImportError as error:
+            raise SettingsError(f"{PREFIX}BACKEND: {self.backend} is not installed ({error})") from error
 
 
 def _parse(name: str, text: str) -> str | int | Path:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -141,6 +142,25 @@ def test_an_address_in_use_is_named(pixart: Any, tiny_bundle: Path) -> None:
         done = pixart("serve", "--bundle", str(tiny_bundle), "--port", str(port))
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+
+
+def test_compiled_modules_are_kept_between_starts(start_server: Any, tmp_path: Path) -> None:
+    pictures = []
+    for _ in range(2):
+        running = start_server(PIXART_CACHE=str(tmp_path / "cache"))
+        body = {"prompt": "an apple", "seed": 1}
+        pictures.append(httpx.post(running.url + ROUTE, json=body, timeout=60).json()["data"])
+        running.process.terminate()
+    assert pictures[0] == pictures[1]
+    assert len(list((tmp_path / "cache").iterdir())) == 6
+
+
+def test_a_backend_that_is_not_installed_is_named(tiny_bundle: Path) -> None:
+    code = "import sys; sys.modules['onnxruntime'] = None; from server.cli import main; main(sys.argv[1:])"
+    arguments = ["serve", "--backend", "onnxruntime", "--bundle", str(tiny_bundle), "--port", "0"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "PIXART_BACKEND: onnxruntime is not installed" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture
