@@ -13,7 +13,8 @@ SIZE = 64
 
 def draw_subjects(count: int = 48, size: int = SIZE) -> tuple[list[dict[str, object]], np.ndarray]:
     """Shapes that differ in form, colour and place, in the layout that `training.data.emoji` stores."""
-    rows, pictures = [], []
+    rows: list[dict[str, object]] = []
+    pictures = []
     for index in range(count):
         image = Image.new("RGBA", (size, size))
         pen = ImageDraw.Draw(image)

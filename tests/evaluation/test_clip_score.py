@@ -1,17 +1,21 @@
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import ArrayLike, NDArray
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from training.evaluation.clip_score import ClipModel, clip_scores
+from training.evaluation.sampler import Pictures
 
 TEXTS = ["a cat", "a red tomato on a table", "cab"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP model with random weights, a small vocabulary and all the files that a downloaded one has."""
     root = tmp_path_factory.mktemp("clip")
     letters = [chr(c) for c in range(97, 123)]
@@ -33,7 +37,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def test_equals_the_model_called_as_a_whole(folder):
+def test_equals_the_model_called_as_a_whole(folder: Path) -> None:
     """CLIPModel's own forward yields cosines times its temperature."""
     pictures = np.random.default_rng().integers(0, 256, (3, 40, 32, 3), np.uint8)
     model = ClipModel(folder)
@@ -43,7 +47,7 @@ def test_equals_the_model_called_as_a_whole(folder):
     np.testing.assert_allclose(clip_scores(model, pictures, TEXTS), np.maximum(100 * cosines, 0), atol=1e-3)
 
 
-def test_batches_do_not_matter(folder):
+def test_batches_do_not_matter(folder: Path) -> None:
     pictures = np.random.default_rng().integers(0, 256, (3, 32, 32, 3), np.uint8)
     model = ClipModel(folder)
     whole = clip_scores(model, pictures, TEXTS)
@@ -53,22 +57,22 @@ def test_batches_do_not_matter(folder):
 class Towers:
     """Features given by hand."""
 
-    def __init__(self, pictures, texts):
+    def __init__(self, pictures: ArrayLike, texts: ArrayLike) -> None:
         self._pictures, self._texts = np.array(pictures, float), np.array(texts, float)
 
-    def pictures(self, pictures):
+    def pictures(self, pictures: Pictures) -> NDArray[np.float64]:
         return self._pictures
 
-    def texts(self, texts):
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float64]:
         return self._texts
 
 
-def test_formula_on_known_angles():
+def test_formula_on_known_angles() -> None:
     towers = Towers([[2, 0], [0, 3], [1, 1], [1, 0]], [[5, 0], [7, 0], [1, 0], [-1, 0]])
     scores = clip_scores(towers, np.zeros((4, 8, 8, 3), np.uint8), ["x"] * 4)
     np.testing.assert_allclose(scores, [100, 0, 100 / np.sqrt(2), 0], atol=1e-12)
 
 
-def test_counts_must_agree():
+def test_counts_must_agree() -> None:
     with pytest.raises(ValueError, match="2 pictures but 1 texts"):
         clip_scores(Towers([[1]], [[1]]), np.zeros((2, 8, 8, 3), np.uint8), ["x"])

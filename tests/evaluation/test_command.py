@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from models.controlnet import ControlNetTransformer
 from tests.evaluation.conftest import SIZE, store_subjects
 from training import config as recipes
 from training.base import Workspace
+from training.evaluation import ceiling
 from training.evaluation.__main__ import main
-from training.evaluation.torch_samplers import student_of_bundle, student_of_run, teacher_of_run
+from training.evaluation.sampler import Pictures
+from training.evaluation.torch_samplers import StudentSampler, student_of_bundle, student_of_run, teacher_of_run
 from training.model import ModelShape, TextToLatents
 from training.vae import VaeConfig, build
 
@@ -52,7 +55,7 @@ CAPTIONS = ["a thing 3 on a red background", "a thing 4", "a thing 5 on a blue b
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe beside a run whose stages have all ended; its weights are random."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("evaluation")
@@ -84,21 +87,22 @@ def recipe(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def space(recipe):
+def space(recipe: Path) -> Workspace:
     return Workspace.open(recipes.read(recipe), recipe.parent / "runs")
 
 
 @pytest.fixture(scope="module")
-def student(space):
+def student(space: Workspace) -> StudentSampler:
     return student_of_run(space)
 
 
 @pytest.fixture(scope="module")
-def bundle(student, space, tmp_path_factory):
+def bundle(student: StudentSampler, space: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native files of a bundle: configuration, tokenizer, weights in half precision."""
     folder = tmp_path_factory.mktemp("bundle")
     (folder / "weights").mkdir()
     pipeline = student.pipeline
+    assert pipeline.controlled is not None
     (folder / "manifest.json").write_text(json.dumps({"model": to_json(pipeline.config)}))
     space.tokenizer.save(str(folder / "tokenizer.json"))
     parts = {
@@ -115,11 +119,11 @@ def bundle(student, space, tmp_path_factory):
     return folder
 
 
-def difference(first, second):
+def difference(first: Pictures, second: Pictures) -> int:
     return np.abs(first.astype(int) - second.astype(int)).max()
 
 
-def test_a_picture_does_not_depend_on_its_batch(student):
+def test_a_picture_does_not_depend_on_its_batch(student: StudentSampler) -> None:
     together = student(CAPTIONS, [7, 8, 9], 4)
     assert together.shape == (3, SIZE, SIZE, 3)
     assert together.dtype == np.uint8
@@ -128,14 +132,14 @@ def test_a_picture_does_not_depend_on_its_batch(student):
     assert difference(student(CAPTIONS, [7, 8, 10], 4)[2], together[2]) > 1
 
 
-def test_the_bundle_draws_what_the_run_draws(student, bundle):
+def test_the_bundle_draws_what_the_run_draws(student: StudentSampler, bundle: Path) -> None:
     shipped = student_of_bundle(bundle)
     pictures, expected = shipped(CAPTIONS, [1, 2, 3], 4), student(CAPTIONS, [1, 2, 3], 4)
     assert difference(pictures, expected) <= 12
     assert np.abs(pictures.astype(int) - expected.astype(int)).mean() < 1
 
 
-def test_control_and_its_strength(student):
+def test_control_and_its_strength(student: StudentSampler) -> None:
     edges = np.zeros((3, SIZE, SIZE, 3), np.uint8)
     edges[:, 20:24] = 255
     free = student(CAPTIONS, [1, 2, 3], 2)
@@ -143,7 +147,7 @@ def test_control_and_its_strength(student):
     assert difference(student(CAPTIONS, [1, 2, 3], 2, edges, 1.0), free) > 1
 
 
-def test_teacher_uses_the_distillations_guidance_and_refuses_control(space):
+def test_teacher_uses_the_distillations_guidance_and_refuses_control(space: Workspace) -> None:
     teacher = teacher_of_run(space)
     assert teacher.guidance == 2.0
     first = teacher(CAPTIONS, [1, 2, 3], 3)
@@ -152,7 +156,9 @@ def test_teacher_uses_the_distillations_guidance_and_refuses_control(space):
         teacher(CAPTIONS, [1, 2, 3], 3, first)
 
 
-def test_the_command_prints_a_table_and_writes_json(recipe, bundle, monkeypatch, capsys):
+def test_the_command_prints_a_table_and_writes_json(
+    recipe: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, grid = recipe.parent / "figures" / "evaluation.json", recipe.parent / "grid.png"
     arguments = ["--bundle", bundle, "--config", recipe, "--runs", recipe.parent / "runs", "--out", out, "--grid", grid]
     monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments), "--scale", "0.3"])
@@ -172,10 +178,26 @@ def test_the_command_prints_a_table_and_writes_json(recipe, bundle, monkeypatch,
     assert grid.exists()
 
 
-def test_the_command_takes_some_measures_of_a_run_alone(recipe, monkeypatch, capsys):
+def test_the_command_takes_some_measures_of_a_run_alone(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--config", recipe, "--runs", recipe.parent / "runs", "--only", "background", "--scale", "0.1"]
     monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
     main()
     printed = capsys.readouterr().out
     assert "background" in printed
     assert "subject" not in printed
+
+
+def test_the_ceiling_command_bounds_the_measures(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = recipe.parent / "ceiling.json"
+    arguments = ["--config", recipe, "--runs", recipe.parent / "runs", "--count", 12, "--out", out]
+    monkeypatch.setattr(sys, "argv", ["ceiling", *map(str, arguments)])
+    ceiling.main()
+    result = json.loads(out.read_text())
+    assert result["pictures"] == 12
+    assert result["changes"]["none"]["top1"] == 1.0
+    assert set(result["control_bounds"]) == {ceiling.RECONSTRUCTION, "another subject's picture"}
+    assert ceiling.RECONSTRUCTION in capsys.readouterr().out

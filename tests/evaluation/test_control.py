@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from training.evaluation.control import control_score, edge_lines, match_edges, thin
+from training.evaluation.control import Mask, control_score, edge_lines, match_edges, thin
 
 
-def brute_force(edges, control, tolerance):
+def brute_force(edges: Mask, control: Mask, tolerance: float) -> tuple[float, float, float]:
     """Every pixel against every other."""
     a, b = np.argwhere(edges), np.argwhere(control)
     distance = np.sqrt(np.square(a[:, None] - b[None]).sum(-1))
@@ -16,7 +16,7 @@ def brute_force(edges, control, tolerance):
     return precision, recall, 2 * precision * recall / max(precision + recall, 1e-12)
 
 
-def column(x, side=16):
+def column(x: int, side: int = 16) -> Mask:
     mask = np.zeros((side, side), bool)
     mask[:, x] = True
     return mask
@@ -24,7 +24,7 @@ def column(x, side=16):
 
 @pytest.mark.parametrize("density", [0.005, 0.05, 0.5])
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.0, 5.0])
-def test_equals_brute_force(density, tolerance):
+def test_equals_brute_force(density: float, tolerance: float) -> None:
     rng = np.random.default_rng()
     edges, control = rng.random((2, 23, 31)) < density
     edges[0, 0] = control[-1, -1] = True
@@ -32,12 +32,12 @@ def test_equals_brute_force(density, tolerance):
     assert (match.precision, match.recall, match.f_score) == pytest.approx(brute_force(edges, control, tolerance))
 
 
-def test_shift_within_and_beyond_the_tolerance():
+def test_shift_within_and_beyond_the_tolerance() -> None:
     assert match_edges(column(5), column(7)).f_score == 1.0
     assert match_edges(column(5), column(8)).f_score == 0.0
 
 
-def test_missing_and_surplus_edges():
+def test_missing_and_surplus_edges() -> None:
     both = column(3) | column(12)
     missing = match_edges(column(3), both)
     assert (missing.precision, missing.recall) == (1.0, 0.5)
@@ -46,21 +46,21 @@ def test_missing_and_surplus_edges():
     assert (surplus.precision, surplus.recall) == (0.5, 1.0)
 
 
-def test_diagonal_distance_is_euclidean():
+def test_diagonal_distance_is_euclidean() -> None:
     edges, control = np.zeros((2, 8, 8), bool)
     edges[2, 2] = control[4, 4] = True
     assert match_edges(edges, control, 2.0).f_score == 0.0
     assert match_edges(edges, control, 3.0).f_score == 1.0
 
 
-def test_empty_maps():
+def test_empty_maps() -> None:
     empty = np.zeros((8, 8), bool)
     assert match_edges(empty, empty).f_score == 1.0
     assert match_edges(empty, column(2, 8)).f_score == 0.0
     assert match_edges(column(2, 8), empty).f_score == 0.0
 
 
-def literal_thinning(mask):
+def literal_thinning(mask: Mask) -> Mask:
     """Zhang and Suen's algorithm pixel by pixel, as in the paper."""
     padded = [[0] * (mask.shape[1] + 2) for _ in range(mask.shape[0] + 2)]
     for y, x in np.argwhere(mask):
@@ -87,13 +87,13 @@ def literal_thinning(mask):
 
 
 @pytest.mark.parametrize("size", [1.0, 2.0])
-def test_thinning_equals_the_paper_transcribed(size):
+def test_thinning_equals_the_paper_transcribed(size: float) -> None:
     noise = ndimage.gaussian_filter(np.random.default_rng().standard_normal((40, 50)), size)
     np.testing.assert_array_equal(thin(noise > 0), literal_thinning(noise > 0))
 
 
 @pytest.mark.parametrize("turn", range(4))
-def test_a_thick_soft_line_thins_to_its_middle(turn):
+def test_a_thick_soft_line_thins_to_its_middle(turn: int) -> None:
     profile = np.array([0, 60, 200, 255, 200, 60, 0] + [0] * 13)
     lines = edge_lines(np.rot90(np.tile(profile, (20, 1)), turn).astype(np.uint8), 64)
     inner = np.zeros((20, 20), bool)
@@ -101,11 +101,11 @@ def test_a_thick_soft_line_thins_to_its_middle(turn):
     np.testing.assert_array_equal(lines & inner, np.rot90(column(3, 20), turn) & inner)
 
 
-def test_faint_lines_are_below_the_threshold():
+def test_faint_lines_are_below_the_threshold() -> None:
     assert not edge_lines(np.full((9, 9), 40, np.uint8), 64).any()
 
 
-def test_score_is_the_mean_over_pictures():
+def test_score_is_the_mean_over_pictures() -> None:
     line = np.zeros((2, 16, 16, 3), np.uint8)
     line[:, :, 5] = 255
     control = line.copy()

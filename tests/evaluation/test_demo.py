@@ -1,15 +1,20 @@
 """The measures, given samplers whose answers are known."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from training.data import emoji
 from training.data.colors import BACKGROUNDS
+from training.data.emoji import EmojiSet
 from training.evaluation import demo, report
 from training.evaluation.draws import Draws
 from training.evaluation.features import area_mean
 from training.evaluation.grid import write_grid
-from training.evaluation.sampler import sample
+from training.evaluation.sampler import Pictures, sample
 
 GROUPS = ("animals", "food")
 CONFIG = demo.EvaluationConfig(
@@ -18,19 +23,26 @@ CONFIG = demo.EvaluationConfig(
 
 
 @pytest.fixture
-def draws(data):
+def draws(data: EmojiSet) -> Draws:
     return Draws(data, GROUPS, seed=3)
 
 
 class Perfect:
     """Draws the true picture of its caption, whatever else it is told; counts what it was asked for."""
 
-    def __init__(self, draws):
+    def __init__(self, draws: Draws) -> None:
         pairs = [(i, color) for i in range(len(draws.data.subjects)) for color in BACKGROUNDS]
         self.pictures = dict(zip(draws.captions(pairs), draws.pictures(pairs), strict=True))
-        self.calls = []
+        self.calls: list[tuple[int, int, bool]] = []
 
-    def __call__(self, captions, seeds, steps, control=None, strength=1.0):
+    def __call__(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        control: Pictures | None = None,
+        strength: float = 1.0,
+    ) -> Pictures:
         self.calls.append((len(captions), steps, control is not None))
         return np.stack([self.pictures[caption] for caption in captions])
 
@@ -38,7 +50,14 @@ class Perfect:
 class Elsewhere(Perfect):
     """Draws some other subject, and another colour; with control, the right picture."""
 
-    def __call__(self, captions, seeds, steps, control=None, strength=1.0):
+    def __call__(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        control: Pictures | None = None,
+        strength: float = 1.0,
+    ) -> Pictures:
         pictures = super().__call__(captions, seeds, steps)
         if control is not None and strength == 1.0:
             return pictures
@@ -48,24 +67,31 @@ class Elsewhere(Perfect):
 class Blurred(Perfect):
     """Draws the true picture, coarser the fewer steps it gets."""
 
-    def __call__(self, captions, seeds, steps, control=None, strength=1.0):
+    def __call__(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        control: Pictures | None = None,
+        strength: float = 1.0,
+    ) -> Pictures:
         pictures = super().__call__(captions, seeds, steps)
         side = {1: 8, 4: 32, 25: 64}[steps]
         coarse = area_mean(pictures.astype(float), side).round().astype(np.uint8)
         return coarse.repeat(64 // side, axis=1).repeat(64 // side, axis=2)
 
 
-def colors(pictures):
+def colors(pictures: Pictures) -> NDArray[np.floating]:
     """Colours of a 4×4 grid."""
     return area_mean(pictures.astype(float) / 255, 4).reshape(len(pictures), -1)
 
 
-def texture(pictures):
+def texture(pictures: Pictures) -> NDArray[np.floating]:
     """Some single pixels, which blur changes."""
     return pictures[:, 20:44:3, 30, 0] / 255
 
 
-def test_draws_are_a_function_of_the_seed(data):
+def test_draws_are_a_function_of_the_seed(data: EmojiSet) -> None:
     first, again, other = (Draws(data, GROUPS, seed) for seed in (0, 0, 1))
     assert first.subjects_on_white(50) == again.subjects_on_white(50)
     assert first.subjects_on_white(50) != other.subjects_on_white(50)
@@ -73,14 +99,14 @@ def test_draws_are_a_function_of_the_seed(data):
     assert not {*first.seeds(1, 300)} & {*first.seeds(2, 300)}
 
 
-def test_every_subject_comes_before_one_comes_twice(draws):
+def test_every_subject_comes_before_one_comes_twice(draws: Draws) -> None:
     count = len(draws.seen)
     drawn = [i for i, color in draws.subjects_on_white(count + 5) if color == "white"]
     assert sorted(drawn[:count]) == draws.seen
     assert len(drawn) == count + 5
 
 
-def test_held_out_subjects_and_pairs_stay_apart(data, draws):
+def test_held_out_subjects_and_pairs_stay_apart(data: EmojiSet, draws: Draws) -> None:
     assert draws.held_out, "the drawn set needs held-out subjects to test anything"
     assert all(data.subjects[i].group in GROUPS for i in draws.seen + draws.held_out)
     assert not any(emoji.is_held_out_picture(data.subjects[i]) for i in draws.seen)
@@ -91,13 +117,13 @@ def test_held_out_subjects_and_pairs_stay_apart(data, draws):
         assert emoji.is_held_out_pair(data.subjects[i], color) == out
 
 
-def test_true_pictures_have_their_background(draws):
+def test_true_pictures_have_their_background(draws: Draws) -> None:
     pairs, _ = draws.background_pairs(12)
     for picture, (_, color) in zip(draws.pictures(pairs), pairs, strict=True):
         np.testing.assert_array_equal(picture[0, 0], BACKGROUNDS[color])
 
 
-def test_a_perfect_model_has_full_marks(draws):
+def test_a_perfect_model_has_full_marks(draws: Draws) -> None:
     model = Perfect(draws)
     subject = demo.subject(model, draws, CONFIG)
     assert (subject["top1"], subject["top5"], subject["missed"]) == (1.0, 1.0, {})
@@ -111,7 +137,7 @@ def test_a_perfect_model_has_full_marks(draws):
     assert {steps for _, steps, _ in model.calls} == {4}
 
 
-def test_a_model_that_ignores_its_caption_has_poor_ones(draws):
+def test_a_model_that_ignores_its_caption_has_poor_ones(draws: Draws) -> None:
     model = Elsewhere(draws)
     subject = demo.subject(model, draws, CONFIG)
     assert subject["top5"] < 0.5
@@ -122,7 +148,7 @@ def test_a_model_that_ignores_its_caption_has_poor_ones(draws):
     assert control["ratio"] > 1.3
 
 
-def test_frechet_figures_fall_with_steps_and_compare_with_the_teacher(draws):
+def test_frechet_figures_fall_with_steps_and_compare_with_the_teacher(draws: Draws) -> None:
     model = Blurred(draws)
     result = demo.frechet(model, model, draws, CONFIG, {"colors": colors, "texture": texture})
     figures = result["extractors"]["texture"]
@@ -133,12 +159,12 @@ def test_frechet_figures_fall_with_steps_and_compare_with_the_teacher(draws):
     assert set(result["extractors"]["colors"]["distance"]) == {"real", "student_1", "student_4", "teacher_25"}
 
 
-def test_without_a_teacher_there_are_no_ratios(draws):
+def test_without_a_teacher_there_are_no_ratios(draws: Draws) -> None:
     result = demo.frechet(Blurred(draws), None, draws, CONFIG, {"colors": colors})
     assert result["extractors"]["colors"]["ratio_to_teacher"] == {}
 
 
-def test_table_tells_hits_from_misses(draws):
+def test_table_tells_hits_from_misses(draws: Draws) -> None:
     good, bad = Perfect(draws), Elsewhere(draws)
     for model, word in ((good, "met"), (bad, "MISSED")):
         measures = {
@@ -160,8 +186,15 @@ def test_table_tells_hits_from_misses(draws):
     assert "31.25" in text
 
 
-def test_sampling_in_batches_keeps_order_and_control(draws):
-    def echo(captions, seeds, steps, control=None, strength=1.0):
+def test_sampling_in_batches_keeps_order_and_control(draws: Draws) -> None:
+    def echo(
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        control: Pictures | None = None,
+        strength: float = 1.0,
+    ) -> Pictures:
+        assert control is not None
         return control + np.array(seeds, np.uint8)[:, None, None, None]
 
     control = np.zeros((10, 2, 2, 3), np.uint8)
@@ -169,7 +202,7 @@ def test_sampling_in_batches_keeps_order_and_control(draws):
     np.testing.assert_array_equal(pictures[:, 0, 0, 0], range(10))
 
 
-def test_grid_of_samples(draws, tmp_path):
+def test_grid_of_samples(draws: Draws, tmp_path: Path) -> None:
     from PIL import Image
 
     captions = write_grid(Perfect(draws), draws, tmp_path / "page" / "grid.png", steps=4, batch=7, side=3)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,10 @@ from models.config import LatentConfig
 from models.hed import HED
 from models.vae import VaeEncoder
 from training.evaluation.networks import HedFeatures, TorchScriptFeatures, VaeFeatures
+from training.evaluation.sampler import Pictures
 
 
-def random_pictures(count=3, size=32):
+def random_pictures(count: int = 3, size: int = 32) -> Pictures:
     return np.random.default_rng().integers(0, 256, (count, size, size, 3), np.uint8)
 
 
@@ -21,7 +24,7 @@ class Moments(nn.Module):
         return (x.square() if squares else x).mean(dim=[2, 3])[:, :, None, None]
 
 
-def test_torchscript_file_with_range_size_and_arguments(tmp_path):
+def test_torchscript_file_with_range_size_and_arguments(tmp_path: Path) -> None:
     path = tmp_path / "features.pt"
     torch.jit.script(Moments()).save(str(path))
     pictures = random_pictures()
@@ -33,7 +36,7 @@ def test_torchscript_file_with_range_size_and_arguments(tmp_path):
     np.testing.assert_allclose(TorchScriptFeatures(path, side=17, value_range=(0, 1))(flat), 0.2, atol=1e-5)
 
 
-def test_hed_features_are_the_stages_normalised_means():
+def test_hed_features_are_the_stages_normalised_means() -> None:
     detector = HED()
     pictures = random_pictures(size=48)
     seen = []
@@ -48,7 +51,7 @@ def test_hed_features_are_the_stages_normalised_means():
     np.testing.assert_allclose(features, expected.numpy(), atol=1e-5)
 
 
-def test_vae_features_by_slicing():
+def test_vae_features_by_slicing() -> None:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     vae = AutoencoderKL(**blocks, block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4)
     encoder = VaeEncoder(vae, LatentConfig(mean=(0.0,) * 4, std=(1.0,) * 4))

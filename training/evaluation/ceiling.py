@@ -10,17 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from diffusers import AutoencoderKL
+from torch import Tensor
 
-from models.edges import SoftEdge
 from training import config as recipes
 from training import vae as vae_stage
 from training.data import emoji
-from training.evaluation.control import control_score
+from training.evaluation.control import control_score, soft_edges
+from training.evaluation.demo import EvaluationConfig
 from training.evaluation.distortions import FORGIVABLE, UNFORGIVABLE
+from training.evaluation.draws import Draws
 from training.evaluation.features import PictureFeatures, extract
 from training.evaluation.retrieval import near_pairs, ranks, squared_distances
 from training.evaluation.sampler import Pictures
+
+RECONSTRUCTION = "autoencoder's reconstruction"
 
 
 def on_white(data: emoji.EmojiSet, index: Sequence[int]) -> Tensor:
@@ -33,30 +37,51 @@ def to_uint8(pictures: Tensor) -> Pictures:
     return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """What the autoencoder makes of pictures [B, 3, H, W] in 0..1."""
+    parts = [vae.decode(vae.encode(part * 2 - 1).latent_dist.mean).sample for part in pictures.split(16)]
+    return (torch.cat(parts) + 1) / 2
+
+
+def control_bounds(draws: Draws, config: EvaluationConfig, vae: AutoencoderKL) -> dict[str, float]:
+    """F-scores between which the control measure moves, on its own held-out pictures.
+
+    No model can follow edges better than the autoencoder reproduces the picture; a model that ignores
+    them does as well as another subject's picture.
+    """
+    pictures = draws.pictures(draws.pairs(draws.held_out, config.controls, salt=3))
+    asked = soft_edges(pictures)
+    decoded = to_uint8(reconstruct(vae, torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255))
+    limits = {"threshold": config.edge_threshold, "tolerance": config.edge_tolerance}
+    return {
+        RECONSTRUCTION: control_score(soft_edges(decoded), asked, **limits).f_score,
+        "another subject's picture": control_score(np.roll(asked, 1, axis=0), asked, **limits).f_score,
+    }
+
+
 def measure(
-    data: emoji.EmojiSet, groups: Sequence[str], count: int, seed: int, vae: nn.Module | None = None
+    data: emoji.EmojiSet, groups: Sequence[str], count: int, seed: int, vae: AutoencoderKL | None = None
 ) -> dict[str, Any]:
     """Top-1 and top-5 retrieval of changed pictures' own labels, their edge scores, and near duplicates.
 
     The gallery holds every subject of `groups` that is not held out, on white, as in the evaluation.
     """
     seen = [i for i, s in enumerate(data.subjects) if s.group in groups and not emoji.is_held_out_picture(s)]
-    features, edges = PictureFeatures(), SoftEdge()
+    features = PictureFeatures()
     gallery = np.concatenate([features(to_uint8(on_white(data, seen[i : i + 64]))) for i in range(0, len(seen), 64)])
     own = np.random.default_rng(seed).permutation(len(seen))[:count]
     real = on_white(data, [seen[i] for i in own])
-    true_edges = edges(torch.from_numpy(to_uint8(real))).numpy()
+    true_edges = soft_edges(to_uint8(real))
     changes = {**FORGIVABLE, **UNFORGIVABLE}
     changed = {name: change(real, torch.Generator().manual_seed(seed)) for name, change in changes.items()}
     if vae is not None:
-        with torch.no_grad():
-            parts = [vae.decode(vae.encode(p * 2 - 1).latent_dist.mean).sample for p in real.split(16)]
-        changed["autoencoder's reconstruction"] = (torch.cat(parts) + 1) / 2
+        changed[RECONSTRUCTION] = reconstruct(vae, real)
     rows = {}
     for name, pictures in changed.items():
         images = to_uint8(pictures)
         rank = ranks(extract(features, images), gallery, own)
-        match = control_score(edges(torch.from_numpy(images)).numpy(), true_edges)
+        match = control_score(soft_edges(images), true_edges)
         rows[name] = {"top1": float((rank < 1).mean()), "top5": float((rank < 5).mean()), "edges": match.f_score}
     typical = float(np.sqrt(squared_distances(gallery, gallery).sum() / (len(seen) * (len(seen) - 1))))
     pairs = near_pairs(gallery, typical / 4)
@@ -96,8 +121,13 @@ def main() -> None:
     groups = args.groups or recipe["base"]["groups"]
     result = measure(data, groups, args.count, args.seed, vae)
     print(f"{result['pictures']} of {result['subjects']} subjects, seed {args.seed}")
+    if vae is not None:
+        config = recipes.parse(EvaluationConfig, recipe.get("evaluation", {}), "evaluation")
+        result["control_bounds"] = control_bounds(Draws(data, groups, config.seed), config, vae)
     for name, row in result["changes"].items():
         print(f"{name:36s} top-1 {row['top1']:6.1%}  top-5 {row['top5']:6.1%}  edges {row['edges']:.2f}")
+    for name, score in result.get("control_bounds", {}).items():
+        print(f"control measure, {name}: {score:.2f}")
     print(f"near duplicates: {len(result['near_duplicates'])} pairs")
     print(f"subjects with five or more: {', '.join(result['subjects_with_five_near_duplicates']) or 'none'}")
     if args.out:

@@ -5,12 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from models.edges import SoftEdge
 from training.data.colors import BACKGROUNDS
 from training.evaluation.background import corner_difference
-from training.evaluation.control import control_score
+from training.evaluation.control import control_score, soft_edges
 from training.evaluation.draws import Draws
 from training.evaluation.features import FeatureExtractor, PictureFeatures, extract
 from training.evaluation.frechet import Moments, between
@@ -89,12 +87,7 @@ def background(student: Sampler, draws: Draws, config: EvaluationConfig) -> Resu
 def control(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
     """Do edges follow the control's? Edges and labels of held-out pictures, once with and once without control."""
     pairs = draws.pairs(draws.held_out, config.controls, salt=3)
-    edges = SoftEdge()
-
-    def lines(pictures: Pictures) -> Pictures:
-        return edges(torch.from_numpy(pictures)).numpy()
-
-    asked = np.ascontiguousarray(lines(draws.pictures(pairs)))
+    asked = soft_edges(draws.pictures(pairs))
     captions, seeds = draws.captions(pairs), draws.seeds(3, len(pairs))
     limits = {"threshold": config.edge_threshold, "tolerance": config.edge_tolerance}
     scores = {}
@@ -108,7 +101,7 @@ def control(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
             control=given,
             strength=config.control_strength,
         )
-        scores[name] = asdict(control_score(lines(pictures), asked, **limits))
+        scores[name] = asdict(control_score(soft_edges(pictures), asked, **limits))
     with_control, without = scores["with_control"]["f_score"], scores["without_control"]["f_score"]
     return {
         "pictures": len(pairs),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import T5Config
 
 from models.config import from_json
-from models.controlnet import ControlNetTransformer
+from models.controlnet import ControlledDiT, ControlNetTransformer
 from models.dit import DiT
 from models.pipeline import Pipeline
 from models.text import TextEncoder
@@ -24,6 +25,8 @@ from training.evaluation.sampler import Pictures
 from training.model import TextToLatents, pixart_config
 from training.sampling import ddim, tokenize
 from training.vae import VaeConfig
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def seeded_noise(seeds: Sequence[int], steps: int, shape: Sequence[int]) -> Tensor:
@@ -91,7 +94,7 @@ def student_of_bundle(folder: Path) -> StudentSampler:
     """
     config = from_json(json.loads((folder / "manifest.json").read_text())["model"])
 
-    def filled(module: nn.Module, name: str) -> nn.Module:
+    def filled(module: Module, name: str) -> Module:
         tensors = load_file(folder / "weights" / f"{name}.safetensors")
         module.load_state_dict({key: value.float() for key, value in tensors.items()})
         return module
@@ -115,7 +118,8 @@ def student_of_run(space: Workspace) -> StudentSampler:
     config = pixart_config(space.shape, vae_config, space.latents.config, space.data.size)
     branch = None
     if (space.folder / "controlnet" / "checkpoint.pt").exists():
-        branch = controlnet.load(space.folder / "controlnet", space, student).dit.controlnet
+        controlled = controlnet.load(space.folder / "controlnet", space, student).dit
+        branch = cast(ControlledDiT, controlled).controlnet
     return StudentSampler(Pipeline(config, student.text, student.dit, space.vae, branch), space.tokenizer)
 
 
