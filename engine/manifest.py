@@ -167,8 +167,6 @@ class Manifest(_Part):
     def _consistent(self) -> Self:
         for path in self.files:
             check_path(path)
-        if "B" not in self.dimensions:
-            raise ValueError("dimensions: 'B' is missing")
         for name in REQUIRED_MODULES:
             if name not in self.modules:
                 raise ValueError(f"modules: {name!r} is missing")

@@ -92,7 +92,7 @@ def add_file(name: str) -> Edit:
         (set_field("modules", "denoiser", "graph", value="other.onnx"), "manifest", "'other.onnx' is not among"),
         (set_field("modules", "denoiser", "weights", value=["w"]), "manifest", "'w' is not among the files"),
         (lambda data: data["dimensions"].pop("H"), "manifest", "dimension 'H' has no range"),
-        (lambda data: data["dimensions"].pop("B"), "manifest", "'B' is missing"),
+        (lambda data: data["dimensions"].pop("B"), "manifest", "dimension 'B' has no range"),
         (set_field("dimensions", "H", value={"min": 8, "max": 6}), "dimensions.H", "max 6 is below min 8"),
         (set_field("max_tokens", value="24"), "max_tokens", "valid integer"),
         (set_field("max_tokens", value=0), "max_tokens", "greater than or equal to 1"),

@@ -28,7 +28,7 @@ from tests.export.tiny import tiny_bundle, tiny_parts
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 PLAIN = GenerateRequest("a red apple", seed=7, steps=4)
-WIDE = GenerateRequest("the quick brown fox jumps over", seed=2**63 - 1, steps=3, width=96, height=48)
+WIDE = GenerateRequest("quick fox", seed=2**63 - 1, steps=3, width=96, height=48)
 TRACED = GenerateRequest("a blue dog", seed=1, steps=2, control=PICTURE, control_kind="picture", strength=1.5)
 DRAWN = GenerateRequest("lazy", seed=0, steps=8, control=PICTURE, control_kind="edges", strength=0.5)
 SHORT = GenerateRequest("fox", seed=123, steps=1)
@@ -158,7 +158,8 @@ def conditioned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parts, Bundle
     """The tiny bundle with another denoiser, one that takes size conditions, and without control."""
     folder = tmp_path_factory.mktemp("conditioned") / "bundle"
     shutil.copytree(tiny_bundle()[1], folder)
-    parts = replace(tiny_parts(size_conditions=True), controlnet=None, edge_detector=None)
+    other = tiny_parts(size_conditions=True)
+    parts = replace(tiny_bundle()[0], config=other.config, dit=other.dit, controlnet=None, edge_detector=None)
     plan = plan_modules(parts)[1]
     index = save_weights({"weights/dit.safetensors": parts.dit}, folder, torch.float16)
     write_graph(plan, index, {"B": 2, "L": 11, "H": 6, "W": 10, "N": 15}, folder)

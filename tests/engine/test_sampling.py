@@ -1,5 +1,7 @@
 """The engine's numpy twins against models/ in torch and against diffusers, and the noise against its description."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from models.config import SamplerConfig
 from models.consistency import NoiseSchedule, consistency_step
 from models.positions import sincos_positions as torch_positions
 
-CONSTANTS = {
+CONSTANTS: dict[str, Any] = {
     "train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 0.02,

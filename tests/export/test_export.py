@@ -54,6 +54,8 @@ def test_a_weight_beyond_the_storage_type_is_refused(tmp_path: Path) -> None:
 
 def test_a_large_tensor_outside_the_weight_files_is_refused(tmp_path: Path) -> None:
     class Hidden(nn.Module):
+        table: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("table", torch.zeros(MAX_INLINE_BYTES // 16 + 1, 4), persistent=False)

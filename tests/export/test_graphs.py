@@ -1,18 +1,24 @@
 """Every graph of a bundle against the torch module it came from, on every backend, at many shapes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
+import openvino
 import pytest
 import torch
+from torch import nn
 
 from engine.backends import BackendOptions, Source, create, names
 from engine.bundle import Bundle
 from engine.manifest import ModuleName
 from models.export import Parts
+from models.export.graph import ModulePlan, TensorPlan, write_graph
 from models.export.modules import plan_modules
-from models.export.weights import read_header
+from models.export.weights import read_header, save_weights
+from models.hed import HED
 from tests.export.tiny import tiny_bundle
 
 MODULES: list[ModuleName] = [
@@ -85,6 +91,37 @@ def check_module(parts: Parts, folder: Path, backend: str, name: ModuleName) -> 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_agrees_with_torch(backend: str, name: ModuleName) -> None:
     check_module(*tiny_bundle(), backend, name)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 24), (2, 40, 72)])
+def test_hed_agrees_with_torch(hed: tuple[HED, Path], shape: tuple[int, int, int]) -> None:
+    detector, folder = hed
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(folder / "edge_detector.onnx")
+    compiled = openvino.Core().compile_model(folder / "edge_detector.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        expected = detector(torch.from_numpy(image)).numpy().astype(int)
+    assert expected.std() > 2, "a flat map would prove nothing"
+    for result in (session.run(None, {"image": image})[0], compiled({"image": image})["edges"]):
+        assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def hed(tmp_path_factory: pytest.TempPathFactory) -> tuple[HED, Path]:
+    """The real model's edge detector with random weights, exported."""
+    folder = tmp_path_factory.mktemp("hed")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = HED().eval().requires_grad_(False)
+        for parameter in detector.parameters():
+            if parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            parameter.copy_((parameter / 32 if parameter.shape[0] == 1 else parameter).half())
+    image = TensorPlan("image", "uint8", ("B", "8*H", "8*W", 3))
+    plan = ModulePlan("edge_detector", detector, (image,), (replace(image, name="edges"),))
+    index = save_weights({"weights/edge_detector.safetensors": detector}, folder, torch.float16)
+    write_graph(plan, index, {"B": 2, "H": 3, "W": 5}, folder)
+    return detector, folder
 
 
 def test_every_stored_weight_is_used_and_none_is_stored_twice() -> None:
