@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.consistency import NoiseSchedule
 from training import config as recipes
@@ -51,7 +52,7 @@ class Workspace:
     folder: Path
     shape: ModelShape
     data: emoji.EmojiSet
-    vae: nn.Module
+    vae: AutoencoderKL
     latents: LatentSet
     tokenizer: Tokenizer
     schedule: NoiseSchedule
@@ -136,10 +137,10 @@ class BaseStage:
         figures = {"eps_mse": each.mean().item(), "eps_mse_noisy": each[late].mean().item() if late.any() else 0.0}
         return (weight * each).mean(), figures
 
-    def averaged(self, average: nn.Module) -> None:
+    def averaged(self, average: Any) -> None:
         """Nothing follows the average here."""
 
-    def samples(self, average: nn.Module) -> Tensor:
+    def samples(self, average: Any) -> Tensor:
         """Captions drawn by rule, 25 guided steps."""
         texts = sample_captions(self.space.data, self.config.groups, 32)
         noise = torch.randn(32, *self.space.latents.latents.shape[2:], generator=torch.Generator().manual_seed(1))

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from models.controlnet import ControlledDiT, ControlNetTransformer
+from models.dit import DiT
 from models.edges import SoftEdge
 from training import base as base_stage
 from training import config as recipes
@@ -136,10 +137,10 @@ class ControlStage:
         weight = snr_weight(schedule.alphas_cumprod[t], self.config.snr_clip)
         return (weight * each).mean(), {"eps_mse": each.mean().item()}
 
-    def averaged(self, average: nn.Module) -> None:
+    def averaged(self, average: Any) -> None:
         """Nothing follows the average here."""
 
-    def samples(self, average: nn.Module) -> Tensor:
+    def samples(self, average: Any) -> Tensor:
         """Held-out pictures, their edges, and what the 4-step student draws along them."""
         space = self.space
         held = [i for i, s in enumerate(space.data.subjects) if emoji.is_held_out_picture(s)]
@@ -157,12 +158,12 @@ class ControlStage:
         return torch.stack(rows)
 
 
-def load(folder: Path, space: Workspace, student: TextToLatents) -> TextToLatents:
-    """The student with the averaged control branch of a finished or running stage, frozen."""
+def load(folder: Path, space: Workspace, dit: DiT) -> ControlNetTransformer:
+    """The averaged control branch of a finished or running stage for a base like `dit`, frozen."""
     state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
-    branch = ControlNetTransformer(student.dit, space.shape.controlnet_depth)
+    branch = ControlNetTransformer(dit, space.shape.controlnet_depth)
     branch.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"})
-    return with_dit(student, ControlledDiT(student.dit, branch.requires_grad_(False).eval()))
+    return branch.requires_grad_(False).eval()
 
 
 def main() -> None:

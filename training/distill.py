@@ -60,9 +60,9 @@ class DistillStage:
         self.batches = CaptionedLatents(space, base)
         self.groups = base.groups
         self.teacher = teacher
-        self.model = nn.ModuleDict({"student": copy.deepcopy(teacher.dit), "target": copy.deepcopy(teacher.dit)})
-        self.model["student"].requires_grad_(True)
-        self.model["target"].requires_grad_(False)
+        self.student = copy.deepcopy(teacher.dit).requires_grad_(True)
+        self.target = copy.deepcopy(teacher.dit).requires_grad_(False)
+        self.model = nn.ModuleDict({"student": self.student, "target": self.target})
         self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
             self.model, config.loop.lr, embedding_lr=config.loop.lr, matrices=("student.blocks",)
         )
@@ -86,19 +86,19 @@ class DistillStage:
                 guided = unconditional + self.config.guidance * (conditional - unconditional)
                 previous = ddim_step(schedule, noisy, guided, t, t_next)
                 caption, mask = caption[:batch], mask[:batch]
-                eps = self.model["target"](previous, t_next.clamp(min=0), caption, mask, position).float()
+                eps = self.target(previous, t_next.clamp(min=0), caption, mask, position).float()
                 goal = consistency_function(schedule, previous, eps, t_next)
-            eps = self.model["student"](noisy, t, caption, mask, position).float()
+            eps = self.student(noisy, t, caption, mask, position).float()
         loss = pseudo_huber(consistency_function(schedule, noisy, eps, t), goal, self.config.huber).mean()
         return loss, {"gap": (goal - clean).abs().mean().item()}
 
-    def averaged(self, average: nn.Module) -> None:
+    def averaged(self, average: Any) -> None:
         """Draw the target towards the student by the distillation's own, faster average."""
         with torch.no_grad():
-            target, student = self.model["target"], self.model["student"]
-            torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - self.config.target_ema)
+            for target, student in zip(self.target.parameters(), self.student.parameters(), strict=True):
+                target.lerp_(student, 1 - self.config.target_ema)
 
-    def samples(self, average: nn.Module) -> Tensor:
+    def samples(self, average: Any) -> Tensor:
         """The captions of the base's samples in 1, 2, 4 and 8 steps."""
         texts = sample_captions(self.space.data, self.groups, 8)
         model = with_dit(self.teacher, average["student"])

@@ -40,16 +40,21 @@ class LoopConfig:
 class Stage(Protocol):
     """What a training stage gives to the loop."""
 
-    model: nn.Module
-    optimizers: Sequence[torch.optim.Optimizer]
+    @property
+    def model(self) -> nn.Module:
+        """What is saved and averaged; the optimizers train those of its parameters that ask for a gradient."""
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """All of them take a step after each batch."""
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one fresh batch, and further figures for the log."""
 
-    def averaged(self, average: nn.Module) -> None:
+    def averaged(self, average: Any) -> None:
         """Called after each optimizer step with the moving average of `model`."""
 
-    def samples(self, average: nn.Module) -> Tensor:
+    def samples(self, average: Any) -> Tensor:
         """Pictures [rows, columns, 3, H, W] in -1..1 that show how far the stage has come."""
 
 

@@ -74,6 +74,10 @@ def pixart_config(shape: ModelShape, vae: VaeConfig, latent: LatentConfig, size:
 class TextToLatents(nn.Module):
     """Text encoder and DiT together: the part that is trained from captions and latents."""
 
+    text: TextEncoder
+    dit: DiT
+    position: Tensor
+
     def __init__(self, shape: ModelShape, size: int) -> None:
         super().__init__()
         side = size // 8

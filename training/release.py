@@ -25,13 +25,12 @@ def main() -> None:
     space = Workspace.open(recipe, args.runs)
     vae = recipes.parse(vae_stage.VaeConfig, recipe["vae"], "vae")
     student = distill.load(space.folder / "distill", base.load(space.folder / "base", space))
-    controlled = controlnet.load(space.folder / "controlnet", space, student)
     parts = Parts(
         config=pixart_config(space.shape, vae, space.latents.config, space.data.size),
         text_encoder=student.text,
         dit=student.dit,
         vae=space.vae,
-        controlnet=controlled.dit.controlnet,
+        controlnet=controlnet.load(space.folder / "controlnet", space, student.dit),
         edge_detector=SoftEdge(),
     )
     card = Card(name=recipe["name"], licence="Apache-2.0", origin=ORIGIN)

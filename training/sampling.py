@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.config import LatentConfig
 from models.consistency import NoiseSchedule, consistency_step
+from training.model import TextToLatents
 
 if TYPE_CHECKING:
     from training.base import Workspace
@@ -36,7 +37,7 @@ def ddim_step(schedule: NoiseSchedule, latents: Tensor, eps: Tensor, t: Tensor, 
 
 @torch.no_grad()
 def ddim(
-    model: nn.Module, space: "Workspace", texts: Sequence[str], noise: Tensor, *, steps: int, guidance: float
+    model: TextToLatents, space: "Workspace", texts: Sequence[str], noise: Tensor, *, steps: int, guidance: float
 ) -> Tensor:
     """Latents [B, 4, h, w] from `steps` DDIM steps with classifier-free guidance."""
     schedule = space.schedule
@@ -58,7 +59,7 @@ def ddim(
 
 @torch.no_grad()
 def consistency(
-    model: nn.Module,
+    model: TextToLatents,
     space: "Workspace",
     texts: Sequence[str],
     generators: Sequence[torch.Generator],

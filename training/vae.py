@@ -87,7 +87,8 @@ class VaeStage:
         self.pictures = torch.from_numpy(data.pictures[keep])
         held = [i for i, s in enumerate(data.subjects) if emoji.is_held_out_picture(s)]
         self.held_out = data.composite(torch.tensor(held[:16]), random_colors(16, torch.Generator().manual_seed(0)))
-        self.model = nn.ModuleDict({"vae": build(config, data.size), "thumbnail": nn.Conv2d(4, 3, 1)})
+        self.vae, self.thumbnail = build(config, data.size), nn.Conv2d(4, 3, 1)
+        self.model = nn.ModuleDict({"vae": self.vae, "thumbnail": self.thumbnail})
         self.optimizers = [
             torch.optim.AdamW(self.model.parameters(), config.loop.lr, betas=(0.9, 0.99), weight_decay=0.0)
         ]
@@ -98,12 +99,12 @@ class VaeStage:
         pictures = augment(self.pictures[index], generator)
         target = emoji.composite(pictures, random_colors(batch, generator))
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = self.model["vae"].encode(target).latent_dist
+            posterior = self.vae.encode(target).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator)
             latents = posterior.mean.float() + posterior.std.float() * noise
-            decoded = self.model["vae"].decode(latents).sample
+            decoded = self.vae.decode(latents).sample
         decoded = decoded.float()
-        thumbnail = F.mse_loss(self.model["thumbnail"](latents), F.avg_pool2d(target, 8))
+        thumbnail = F.mse_loss(self.thumbnail(latents), F.avg_pool2d(target, 8))
         l1 = F.l1_loss(decoded, target)
         kl = posterior.kl().float().mean()
         loss = l1 + self.config.gradient_weight * gradient_loss(decoded, target)
@@ -111,10 +112,10 @@ class VaeStage:
         loss = loss + self.config.thumbnail_weight * thumbnail
         return loss, {"l1": l1.item(), "kl": kl.item(), "thumbnail": thumbnail.item()}
 
-    def averaged(self, average: nn.Module) -> None:
+    def averaged(self, average: Any) -> None:
         """Nothing follows the average here."""
 
-    def samples(self, average: nn.Module) -> Tensor:
+    def samples(self, average: Any) -> Tensor:
         """Held-out pictures above their reconstructions."""
         vae = average["vae"]
         decoded = vae.decode(vae.encode(self.held_out).latent_dist.mean).sample

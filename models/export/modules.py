@@ -111,8 +111,9 @@ def plan_modules(parts: Parts) -> tuple[ModulePlan, ...]:
         TensorPlan("position", "float32", (1, "N", dit.width)),
     )
     control = (TensorPlan("control_latents", "float32", latents), TensorPlan("strength", "float32", ("B",)))
-    sizes = (TensorPlan("resolution", "float32", ("B", 2)), TensorPlan("aspect_ratio", "float32", ("B", 1)))
-    sizes = sizes if dit.size_conditions else ()
+    sizes: tuple[TensorPlan, ...] = ()
+    if dit.size_conditions:
+        sizes = (TensorPlan("resolution", "float32", ("B", 2)), TensorPlan("aspect_ratio", "float32", ("B", 1)))
     step = (TensorPlan("next_latents", "float32", latents), TensorPlan("x0", "float32", latents))
     pictures = (TensorPlan("image", "uint8", image),)
 

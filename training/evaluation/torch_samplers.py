@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import T5Config
 
 from models.config import from_json
-from models.controlnet import ControlledDiT, ControlNetTransformer
+from models.controlnet import ControlNetTransformer
 from models.dit import DiT
 from models.pipeline import Pipeline
 from models.text import TextEncoder
@@ -118,8 +118,7 @@ def student_of_run(space: Workspace) -> StudentSampler:
     config = pixart_config(space.shape, vae_config, space.latents.config, space.data.size)
     branch = None
     if (space.folder / "controlnet" / "checkpoint.pt").exists():
-        controlled = controlnet.load(space.folder / "controlnet", space, student).dit
-        branch = cast(ControlledDiT, controlled).controlnet
+        branch = controlnet.load(space.folder / "controlnet", space, student.dit)
     return StudentSampler(Pipeline(config, student.text, student.dit, space.vae, branch), space.tokenizer)
 
 
