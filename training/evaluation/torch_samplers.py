@@ -1,22 +1,15 @@
 """Samplers in PyTorch: the student as a bundle ships it or as a run left it, and the teacher that it learnt from."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKL
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
-from transformers import T5Config
+from torch import Tensor
 
-from models.config import from_json
-from models.controlnet import ControlNetTransformer
-from models.dit import DiT
+from models.checkpoints import load_native
+from models.checkpoints.build import build
 from models.pipeline import Pipeline
-from models.text import TextEncoder
 from models.vae import VaeDecoder
 from training import base, controlnet, distill
 from training import config as recipes
@@ -25,8 +18,6 @@ from training.evaluation.sampler import Pictures
 from training.model import TextToLatents, pixart_config
 from training.sampling import ddim, tokenize
 from training.vae import VaeConfig
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def seeded_noise(seeds: Sequence[int], steps: int, shape: Sequence[int]) -> Tensor:
@@ -89,26 +80,13 @@ def student_of_bundle(folder: Path) -> StudentSampler:
     """The student with exactly the weights that the bundle in `folder` ships.
 
     Raises:
-        FileNotFoundError: a file of the bundle is missing.
-        ValueError, RuntimeError: the manifest or the weights do not describe a model of ours.
+        CheckpointError: a file is missing or damaged, or is not what the manifest describes.
     """
-    config = from_json(json.loads((folder / "manifest.json").read_text())["model"])
-
-    def filled(module: Module, name: str) -> Module:
-        tensors = load_file(folder / "weights" / f"{name}.safetensors")
-        module.load_state_dict({key: value.float() for key, value in tensors.items()})
-        return module
-
-    text = filled(TextEncoder(T5Config(**config.text), config.dit.width), "text_encoder")
-    dit = DiT(config.dit)
-    filled(dit, "dit")
-    vae = filled(AutoencoderKL.from_config(config.vae), "vae")
-    branch = None
-    if config.controlnet_depth:
-        branch = ControlNetTransformer(dit, config.controlnet_depth)
-        filled(branch, "controlnet")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return StudentSampler(Pipeline(config, text, dit, vae, branch), tokenizer)
+    checkpoint = load_native(folder)
+    parts = build(checkpoint)
+    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer))
+    pipeline = Pipeline(checkpoint.config, parts.text_encoder, parts.dit, parts.vae, parts.controlnet)
+    return StudentSampler(pipeline, tokenizer)
 
 
 def student_of_run(space: Workspace) -> StudentSampler:
