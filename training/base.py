@@ -17,7 +17,7 @@ from training import vae as vae_stage
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
 from training.latents import LatentSet, encode_all
-from training.loop import LoopConfig, run
+from training.loop import LoopConfig, averaged_weights, run
 from training.model import ModelShape, TextToLatents, pixart_config
 from training.optim import muon_and_adamw
 from training.sampling import ddim, to_pictures, tokenize
@@ -157,9 +157,8 @@ def sample_captions(data: emoji.EmojiSet, groups: Sequence[str], count: int) -> 
 
 def load(folder: Path, space: Workspace) -> TextToLatents:
     """The averaged base of a finished or running stage, frozen."""
-    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
     model = TextToLatents(space.shape, space.data.size)
-    model.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"})
+    model.load_state_dict(averaged_weights(folder))
     return model.requires_grad_(False).eval()
 
 

@@ -24,7 +24,7 @@ from training.base import Workspace, snr_weight
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
 from training.distill import with_dit
-from training.loop import LoopConfig, run, step_generator
+from training.loop import LoopConfig, averaged_weights, run, step_generator
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
 from training.sampling import consistency, to_pictures, tokenize
@@ -160,9 +160,8 @@ class ControlStage:
 
 def load(folder: Path, space: Workspace, dit: DiT) -> ControlNetTransformer:
     """The averaged control branch of a finished or running stage for a base like `dit`, frozen."""
-    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
     branch = ControlNetTransformer(dit, space.shape.controlnet_depth)
-    branch.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"})
+    branch.load_state_dict(averaged_weights(folder))
     return branch.requires_grad_(False).eval()
 
 

@@ -18,7 +18,7 @@ from models.consistency import NoiseSchedule
 from training import base as base_stage
 from training import config as recipes
 from training.base import BaseConfig, CaptionedLatents, Workspace, sample_captions
-from training.loop import LoopConfig, run
+from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
 from training.sampling import consistency, ddim_step, to_pictures, tokenize
@@ -118,10 +118,8 @@ def with_dit(model: TextToLatents, dit: nn.Module) -> TextToLatents:
 
 def load(folder: Path, base: TextToLatents) -> TextToLatents:
     """The averaged student of a finished or running stage behind the base's text encoder, frozen."""
-    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
     dit = copy.deepcopy(base.dit)
-    prefix = "module.student."
-    dit.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    dit.load_state_dict(averaged_weights(folder, "student."))
     return with_dit(base, dit.requires_grad_(False).eval())
 
 

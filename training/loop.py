@@ -96,6 +96,13 @@ def save_atomically(state: Mapping[str, Any], path: Path) -> None:
     os.replace(scratch, path)
 
 
+def averaged_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The moving average that a finished or running stage left in `folder`: its tensors below `prefix`, without it."""
+    state: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
+    prefix = f"module.{prefix}"
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 class _Log:
     """A CSV log that forgets the rows after the checkpoint that a run resumes from."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from training import config as recipes
 from training.data import emoji
-from training.loop import LoopConfig, run
+from training.loop import LoopConfig, averaged_weights, run
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,8 @@ class VaeStage:
 
 def load(folder: Path, config: VaeConfig, size: int) -> AutoencoderKL:
     """The averaged autoencoder of a finished or running stage, frozen."""
-    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
     vae = build(config, size)
-    prefix = "module.vae."
-    vae.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    vae.load_state_dict(averaged_weights(folder, "vae."))
     return vae.requires_grad_(False).eval()
 
 
