@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.consistency import NoiseSchedule
 from training import config as recipes
-from training import vae as vae_stage
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
-from training.latents import LatentSet, encode_all
 from training.loop import LoopConfig, averaged_weights, run
-from training.model import ModelShape, TextToLatents, pixart_config
+from training.model import TextToLatents
 from training.optim import muon_and_adamw
 from training.sampling import ddim, to_pictures, tokenize
+from training.workspace import Workspace
 
 # Nearly every caption fits; one length in all batches spares a compiled model from being compiled again.
 CAPTION_TOKENS = 24
@@ -42,33 +38,6 @@ class BaseConfig:
     embedding_lr: float = 3e-3
     guidance: float = 3.0
     compile: bool = False
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """What every stage after the VAE works with."""
-
-    recipe: dict[str, Any]
-    folder: Path
-    shape: ModelShape
-    data: emoji.EmojiSet
-    vae: AutoencoderKL
-    latents: LatentSet
-    tokenizer: Tokenizer
-    schedule: NoiseSchedule
-
-    @classmethod
-    def open(cls, recipe: dict[str, Any], runs: Path) -> "Workspace":
-        """Load data, the finished VAE, its latents and the tokenizer of a recipe."""
-        folder = runs / recipe["name"]
-        data = emoji.load(runs / "data", recipe["data"]["size"])
-        shape = recipes.parse(ModelShape, recipe["model"], "model")
-        vae_config = recipes.parse(vae_stage.VaeConfig, recipe["vae"], "vae")
-        vae = vae_stage.load(folder / "vae", vae_config, data.size)
-        latents = encode_all(vae, data, folder / "latents.pt", vae_stage.fingerprint(vae))
-        config = pixart_config(shape, vae_config, latents.config, data.size)
-        tokenizer = captions.load_tokenizer(folder / "tokenizer.json", data.subjects, shape.text.vocabulary)
-        return cls(recipe, folder, shape, data, vae, latents, tokenizer, NoiseSchedule(config.sampler))
 
 
 class CaptionedLatents:

@@ -17,18 +17,19 @@ from tqdm import tqdm
 from models.controlnet import ControlledDiT, ControlNetTransformer
 from models.dit import DiT
 from models.edges import SoftEdge
+from models.pipeline import Pipeline
 from training import base as base_stage
 from training import config as recipes
 from training import distill as distill_stage
-from training.base import Workspace, snr_weight
+from training.base import snr_weight
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
-from training.distill import with_dit
 from training.loop import LoopConfig, averaged_weights, run, step_generator
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
-from training.sampling import consistency, to_pictures, tokenize
+from training.sampling import seeded_noise, to_pictures, tokenize
 from training.vae import augment, fingerprint
+from training.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,13 @@ class ControlStage:
         texts = [captions.canonical(space.data.subjects[i], self.names[c]) for i, c in zip(held, color, strict=True)]
         edges = SoftEdge()(to_bytes(shown)).permute(0, 3, 1, 2).float() / 127.5 - 1
         rows = [shown, edges]
-        model = with_dit(self.student, ControlledDiT(self.student.dit, average))
-        for control in (control_latents(space, shown), None):
-            generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
-            chosen = self.student if control is None else model
-            rows.append(to_pictures(space, consistency(chosen, space, texts, generators, steps=4, control=control)))
+        ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
+        caption, noise = self.student.text(ids, mask), seeded_noise(range(8), 4, space.latents.latents.shape[2:])
+        pipeline = Pipeline(space.config, self.student.text, self.student.dit, space.vae, average)
+        rows += [
+            to_pictures(space, pipeline.denoise(caption, mask, noise, control, torch.ones(8)))
+            for control in (control_latents(space, shown), None)
+        ]
         return torch.stack(rows)
 
 

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from models.consistency import NoiseSchedule
+from models.pipeline import Pipeline
 from training import base as base_stage
 from training import config as recipes
-from training.base import BaseConfig, CaptionedLatents, Workspace, sample_captions
+from training.base import BaseConfig, CaptionedLatents, sample_captions
 from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
-from training.sampling import consistency, ddim_step, to_pictures, tokenize
+from training.sampling import ddim_step, seeded_noise, to_pictures, tokenize
+from training.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -101,26 +103,21 @@ class DistillStage:
     def samples(self, average: Any) -> Tensor:
         """The captions of the base's samples in 1, 2, 4 and 8 steps."""
         texts = sample_captions(self.space.data, self.groups, 8)
-        model = with_dit(self.teacher, average["student"])
-        rows = []
-        for steps in (1, 2, 4, 8):
-            generators = [torch.Generator().manual_seed(seed) for seed in range(len(texts))]
-            rows.append(to_pictures(self.space, consistency(model, self.space, texts, generators, steps=steps)))
-        return torch.stack(rows)
-
-
-def with_dit(model: TextToLatents, dit: nn.Module) -> TextToLatents:
-    """The same text encoder in front of another DiT."""
-    other = copy.copy(model)
-    other._modules = {**model._modules, "dit": dit}
-    return other
+        ids, mask = tokenize(self.space.tokenizer, texts, self.space.shape.max_tokens)
+        pipeline = Pipeline(self.space.config, self.teacher.text, average["student"], self.space.vae)
+        caption, shape = self.teacher.text(ids, mask), self.space.latents.latents.shape[2:]
+        noises = [seeded_noise(range(len(texts)), steps, shape) for steps in (1, 2, 4, 8)]
+        return torch.stack([to_pictures(self.space, pipeline.denoise(caption, mask, noise)) for noise in noises])
 
 
 def load(folder: Path, base: TextToLatents) -> TextToLatents:
     """The averaged student of a finished or running stage behind the base's text encoder, frozen."""
     dit = copy.deepcopy(base.dit)
     dit.load_state_dict(averaged_weights(folder, "student."))
-    return with_dit(base, dit.requires_grad_(False).eval())
+    student = copy.copy(base)
+    # Modules keep their parts in this dictionary; a copy of its own leaves the base's DiT where it is.
+    student._modules = {**base._modules, "dit": dit.requires_grad_(False).eval()}
+    return student
 
 
 def main() -> None:

@@ -6,9 +6,7 @@ from models.edges import SoftEdge
 from models.export import Card, Parts, export_bundle
 from training import base, controlnet, distill
 from training import config as recipes
-from training import vae as vae_stage
-from training.base import Workspace
-from training.model import pixart_config
+from training.workspace import Workspace
 
 ORIGIN = (
     "Trained from nothing by this project (python -m training.vae, base, distill, controlnet) on pictures of "
@@ -23,10 +21,9 @@ def main() -> None:
     args = parser.parse_args()
     recipe = recipes.read(args.config)
     space = Workspace.open(recipe, args.runs)
-    vae = recipes.parse(vae_stage.VaeConfig, recipe["vae"], "vae")
     student = distill.load(space.folder / "distill", base.load(space.folder / "base", space))
     parts = Parts(
-        config=pixart_config(space.shape, vae, space.latents.config, space.data.size),
+        config=space.config,
         text_encoder=student.text,
         dit=student.dit,
         vae=space.vae,

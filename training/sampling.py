@@ -1,19 +1,17 @@
-"""Samplers in PyTorch: the guided DDIM teacher and the few-step consistency student."""
+"""What samplers share: tokens, noise, pictures; and the guided DDIM sampler of the teacher."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.config import LatentConfig
-from models.consistency import NoiseSchedule, consistency_step
+from models.consistency import NoiseSchedule
 from training.model import TextToLatents
 
 if TYPE_CHECKING:
-    from training.base import Workspace
+    from training.workspace import Workspace
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: int, multiple: int = 8) -> tuple[Tensor, Tensor]:
@@ -57,50 +55,14 @@ def ddim(
     return latents
 
 
-@torch.no_grad()
-def consistency(
-    model: TextToLatents,
-    space: "Workspace",
-    texts: Sequence[str],
-    generators: Sequence[torch.Generator],
-    *,
-    steps: int,
-    control: Tensor | None = None,
-    strength: float = 1.0,
-) -> Tensor:
-    """Latents [B, 4, h, w] from `steps` consistency steps; every picture draws from its own generator.
-
-    `model` is a TextToLatents, or with `control` (latents of edge maps [B, 4, h, w]) a controlled one.
-    """
-    schedule = space.schedule
-    shape = space.latents.latents.shape[2:]
-
-    def fresh() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-    ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
-    caption = model.text(ids, mask)
-    times = schedule.timesteps(steps)
-    latents = fresh()
-    extra = {}
-    if control is not None:
-        extra = {"control_latents": control, "strength": torch.full((len(texts),), strength)}
-    for now, after in zip(times, [*times[1:], None], strict=True):
-        t = torch.full((len(texts),), now)
-        eps = model.dit(latents, t, caption, mask, model.position, **extra)
-        coefficients = torch.as_tensor(schedule.coefficients(now, after)).float().expand(len(texts), 6)
-        latents, clean = consistency_step(latents, eps, coefficients, fresh())
-    return clean
+def seeded_noise(seeds: Sequence[int], steps: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise [steps, B, *shape]; each picture's depends on its own seed alone."""
+    rows = [torch.randn(steps, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows, dim=1)
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latent: LatentConfig, latents: Tensor) -> Tensor:
-    """Normalised latents → pictures [B, 3, H, W] in -1..1."""
-    mean = torch.tensor(latent.mean)[:, None, None]
-    std = torch.tensor(latent.std)[:, None, None]
-    return vae.decode(latents * std + mean).sample.clamp(-1, 1)
-
-
 def to_pictures(space: "Workspace", latents: Tensor) -> Tensor:
     """Normalised latents of a workspace's model → pictures [B, 3, H, W] in -1..1."""
-    return decode(space.vae, space.latents.config, latents)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (space.config.latent.mean, space.config.latent.std))
+    return space.vae.decode(latents * std + mean).sample.clamp(-1, 1)

@@ -13,13 +13,13 @@ from models.config import to_json
 from models.controlnet import ControlNetTransformer
 from tests.evaluation.conftest import SIZE, store_subjects
 from training import config as recipes
-from training.base import Workspace
 from training.evaluation import ceiling
 from training.evaluation.__main__ import main
 from training.evaluation.sampler import Pictures
 from training.evaluation.torch_samplers import StudentSampler, student_of_bundle, student_of_run, teacher_of_run
 from training.model import ModelShape, TextToLatents
 from training.vae import VaeConfig, build
+from training.workspace import Workspace
 
 RECIPE = f"""
 name = "tiny"

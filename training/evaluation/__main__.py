@@ -15,7 +15,7 @@ import numpy as np
 
 from models.checkpoints.hed import read_hed
 from training import config as recipes
-from training.base import BaseConfig, Workspace
+from training.base import BaseConfig
 from training.evaluation import demo, report
 from training.evaluation.clip_score import ClipModel, clip_scores
 from training.evaluation.draws import Draws
@@ -24,6 +24,7 @@ from training.evaluation.grid import write_grid
 from training.evaluation.networks import HedFeatures, TorchScriptFeatures, VaeFeatures
 from training.evaluation.sampler import Sampler, sample
 from training.evaluation.torch_samplers import StudentSampler, student_of_bundle, student_of_run, teacher_of_run
+from training.workspace import Workspace
 
 MEASURES = ("subject", "background", "control", "frechet")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from models.checkpoints import load_native
 from models.checkpoints.build import build
@@ -13,17 +12,11 @@ from models.pipeline import Pipeline
 from models.vae import VaeDecoder
 from training import base, controlnet, distill
 from training import config as recipes
-from training.base import BaseConfig, Workspace
+from training.base import BaseConfig
 from training.evaluation.sampler import Pictures
-from training.model import TextToLatents, pixart_config
-from training.sampling import ddim, tokenize
-from training.vae import VaeConfig
-
-
-def seeded_noise(seeds: Sequence[int], steps: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise [steps, B, *shape]; each picture's depends on its own seed alone."""
-    rows = [torch.randn(steps, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows, dim=1)
+from training.model import TextToLatents
+from training.sampling import ddim, seeded_noise, tokenize
+from training.workspace import Workspace
 
 
 class StudentSampler:
@@ -92,12 +85,10 @@ def student_of_bundle(folder: Path) -> StudentSampler:
 def student_of_run(space: Workspace) -> StudentSampler:
     """The student from the checkpoints of a recipe's run, with its control branch if that has been trained."""
     student = distill.load(space.folder / "distill", base.load(space.folder / "base", space))
-    vae_config = recipes.parse(VaeConfig, space.recipe["vae"], "vae")
-    config = pixart_config(space.shape, vae_config, space.latents.config, space.data.size)
     branch = None
     if (space.folder / "controlnet" / "checkpoint.pt").exists():
         branch = controlnet.load(space.folder / "controlnet", space, student.dit)
-    return StudentSampler(Pipeline(config, student.text, student.dit, space.vae, branch), space.tokenizer)
+    return StudentSampler(Pipeline(space.config, student.text, student.dit, space.vae, branch), space.tokenizer)
 
 
 def teacher_of_run(space: Workspace) -> TeacherSampler:
