@@ -15,6 +15,7 @@ from training.data.colors import BACKGROUNDS
 from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
+from training.precision import mixed_precision
 from training.sampling import ddim, to_pictures, tokenize
 from training.workspace import Workspace
 
@@ -35,6 +36,7 @@ class BaseConfig:
     other_share: float = 0.1
     drop_caption: float = 0.1
     snr_clip: float = 5.0
+    snr_floor: float = 0.0
     embedding_lr: float = 3e-3
     guidance: float = 3.0
     compile: bool = False
@@ -72,10 +74,14 @@ class CaptionedLatents:
         return self.space.latents.latents[index[:, 0], index[:, 1]].float(), texts, pairs
 
 
-def snr_weight(alphas_cumprod: Tensor, clip: float) -> Tensor:
-    """Min-SNR weights of an ε loss (Hang et al., 2023): min(SNR, clip) / SNR, shape as given."""
+def snr_weight(alphas_cumprod: Tensor, clip: float, floor: float = 0.0) -> Tensor:
+    """Weights of an ε loss: min(SNR, clip) / SNR (Hang et al., 2023, "Min-SNR"), shape as given.
+
+    An error of x0 counts min(SNR, clip), which is next to nothing where noise is strongest. There a picture's
+    subject and colours are decided, and a consistency model takes its whole first step; `floor` keeps the count up.
+    """
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    return snr.clamp(max=clip) / snr
+    return snr.clamp(floor, clip) / snr
 
 
 class BaseStage:
@@ -98,10 +104,10 @@ class BaseStage:
         schedule = self.space.schedule
         t = torch.randint(schedule.config.train_timesteps, (len(clean),), generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             eps = self.forward(schedule.add_noise(clean, noise, t), t, ids, mask)
         each = (eps.float() - noise).square().mean(dim=(1, 2, 3))
-        weight = snr_weight(schedule.alphas_cumprod[t], self.config.snr_clip)
+        weight = snr_weight(schedule.alphas_cumprod[t], self.config.snr_clip, self.config.snr_floor)
         late = t > 600
         figures = {"eps_mse": each.mean().item(), "eps_mse_noisy": each[late].mean().item() if late.any() else 0.0}
         return (weight * each).mean(), figures

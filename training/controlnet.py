@@ -27,6 +27,7 @@ from training.data.colors import BACKGROUNDS
 from training.loop import LoopConfig, averaged_weights, run, step_generator
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
+from training.precision import mixed_precision
 from training.sampling import seeded_noise, to_pictures, tokenize
 from training.vae import augment, fingerprint
 from training.workspace import Workspace
@@ -58,7 +59,7 @@ def control_latents(space: Workspace, pictures: Tensor) -> Tensor:
 @torch.no_grad()
 def encode(space: Workspace, pictures: Tensor) -> Tensor:
     """Normalised latents of pictures [B, 3, H, W] in -1..1."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         raw = space.vae.encode(pictures).latent_dist.mean.float()
     mean = torch.tensor(space.latents.config.mean)[:, None, None]
     std = torch.tensor(space.latents.config.std)[:, None, None]
@@ -127,7 +128,7 @@ class ControlStage:
         t = torch.randint(schedule.config.train_timesteps, (len(texts),), generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         strength = torch.ones(len(texts))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             with torch.no_grad():
                 caption = self.base.text(ids, mask)
             noisy = schedule.add_noise(clean, noise, t)

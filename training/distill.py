@@ -22,6 +22,7 @@ from training.base import BaseConfig, CaptionedLatents, sample_captions
 from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
+from training.precision import mixed_precision
 from training.sampling import ddim_step, seeded_noise, to_pictures, tokenize
 from training.workspace import Workspace
 
@@ -80,7 +81,7 @@ class DistillStage:
         noisy = schedule.add_noise(clean, torch.randn(clean.shape, generator=generator), t)
         ids, mask = tokenize(space.tokenizer, [*texts, *[""] * batch], space.shape.max_tokens)
         position = self.teacher.position
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             with torch.no_grad():
                 caption = self.teacher.text(ids, mask)
                 both = self.teacher.dit(noisy.repeat(2, 1, 1, 1), t.repeat(2), caption, mask, position).float()

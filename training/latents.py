@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from models.config import LatentConfig
 from training.data import emoji
+from training.precision import mixed_precision
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def encode_all(vae: AutoencoderKL, data: emoji.EmojiSet, store: Path, fingerprin
     rows = []
     for index in tqdm(range(len(data.subjects)), desc="encoding latents", mininterval=5):
         pictures = data.composite(torch.full((len(colors),), index), colors)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             rows.append(vae.encode(pictures).latent_dist.mean.float())
     raw = torch.stack(rows)
     seen = raw[[not emoji.is_held_out_picture(subject) for subject in data.subjects]]
