@@ -27,7 +27,7 @@ $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	@echo "==> installing the development and training packages into $(VENV) (once; about 2 GB)"
-	@$(PIP) install -e '.[train,dev]'
+	@$(PIP) install -e '.[train,quantize,tensorrt,filter,otel,dev]'
 	@touch $@ $(VENV)/serve.stamp
 
 serve: $(VENV)/serve.stamp

@@ -39,6 +39,7 @@ class Sample:
     caption: Floats  # [L, D]
     control: Floats | None  # latents of the edge map, [4, H, W]
     latents: Floats  # [4, H, W]
+    x0: Floats | None = None  # predicted by the last step, [4, H, W]
     step: int = 0
 
     @property
@@ -116,10 +117,17 @@ class Pipeline:
         if controlled:
             inputs["control_latents"] = np.stack([sample.control for sample in samples if sample.control is not None])
             inputs["strength"] = np.array([sample.job.strength for sample in samples], dtype=np.float32)
-        following = self._modules["denoiser_control" if controlled else "denoiser"].run(inputs)["next_latents"]
-        for sample, latents in zip(samples, following, strict=True):
-            sample.latents = latents
+        results = self._modules["denoiser_control" if controlled else "denoiser"].run(inputs)
+        for index, sample in enumerate(samples):
+            sample.latents = results["next_latents"][index]
+            sample.x0 = results["x0"][index]
             sample.step += 1
+
+    def preview(self, samples: Sequence[Sample]) -> Images:
+        """Pictures uint8 [B, height, width, 3] of what samples of one size are predicted to become."""
+        latents = np.stack([sample.x0 for sample in samples if sample.x0 is not None])
+        images: Images = self._modules["vae_decoder"].run({"latents": latents})["image"]
+        return images
 
     def decode(self, samples: Sequence[Sample]) -> Images:
         """Pictures uint8 [B, height, width, 3] of samples of one size, at most `max_batch`."""

@@ -1,7 +1,7 @@
 """What can be asked of the engine, and the limits within which it may be asked."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,10 @@ from engine.noise import MAX_SEED
 MAX_PROMPT_CHARACTERS = 1000
 MAX_STRENGTH = 2.0
 
+MAX_TIMEOUT = 600.0  # seconds
+
 ControlKind = Literal["edges", "picture"]
+Priority = Literal["interactive", "batch"]
 
 
 class InvalidRequest(ValueError):
@@ -30,6 +33,8 @@ class GenerateRequest:
     """One picture. Absent numbers take the bundle's defaults.
 
     `control` is uint8 [height, width, 3]: an edge map (white lines on black), or a picture whose edges are wanted.
+    `min_steps` (absent: `steps`) is how few steps will do when time is short. `timeout` is in seconds from submission:
+    later, the picture is worthless. `previews` is how many unfinished pictures to show, spread over the steps.
     """
 
     prompt: str
@@ -40,6 +45,10 @@ class GenerateRequest:
     control: NDArray[np.uint8] | None = None
     control_kind: ControlKind = "edges"
     strength: float = 1.0
+    min_steps: int | None = None
+    priority: Priority = "interactive"
+    timeout: float | None = None
+    previews: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +62,15 @@ class Job:
     control: NDArray[np.uint8] | None
     control_kind: ControlKind
     strength: float
+    min_steps: int
+    priority: Priority
+    timeout: float | None
+    previews: int
+
+    @property
+    def preview_steps(self) -> frozenset[int]:
+        """After which steps (1 is the first) an unfinished picture is shown: spread evenly, never the last."""
+        return frozenset(round(i * self.steps / (self.previews + 1)) or 1 for i in range(1, self.previews + 1))
 
 
 def validate(request: GenerateRequest, manifest: Manifest) -> Job:
@@ -72,7 +90,22 @@ def validate(request: GenerateRequest, manifest: Manifest) -> Job:
     # Written so that NaN fails too.
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0.0 <= strength <= MAX_STRENGTH:
         raise InvalidRequest("strength", f"0 to {MAX_STRENGTH:g}", f"is {strength!r}")
-    return Job(request.prompt, seed, steps, size, request.control, request.control_kind, float(strength))
+    least = steps if request.min_steps is None else _integer("min_steps", request.min_steps, limits.min, steps)
+    if request.priority not in get_args(Priority):
+        raise InvalidRequest("priority", "'interactive' or 'batch'", f"is {request.priority!r}")
+    return Job(
+        prompt=request.prompt,
+        seed=seed,
+        steps=steps,
+        size=size,
+        control=request.control,
+        control_kind=request.control_kind,
+        strength=float(strength),
+        min_steps=least,
+        priority=request.priority,
+        timeout=_check_timeout(request.timeout),
+        previews=_integer("previews", request.previews, 0, steps - 1),
+    )
 
 
 def _check_prompt(prompt: Any) -> None:
@@ -94,6 +127,14 @@ def _integer(field: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidRequest(field, f"an integer from {low} to {high}", f"is {value!r}")
     return value
+
+
+def _check_timeout(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0.0 < timeout <= MAX_TIMEOUT:
+        raise InvalidRequest("timeout", f"above 0 to {MAX_TIMEOUT:g} seconds", f"is {timeout!r}")
+    return float(timeout)
 
 
 def _check_size(width: int | None, height: int | None, manifest: Manifest) -> Size:
