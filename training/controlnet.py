@@ -1,19 +1,25 @@
 """Stage 4: the ControlNet-Transformer. `python -m training.controlnet --config training/configs/emoji.toml`.
 
-Copies of the first blocks learn, under a frozen base and the usual ε loss, to draw along an edge
-map (PixArt-δ, section 3). The result is used, unchanged, with the distilled student.
+Copies of the first blocks learn to draw along an edge map (PixArt-δ, section 3), in one of two ways:
+
+* `objective = "epsilon"`: under the frozen base and the usual ε loss; the result is used, unchanged, with the student;
+* `objective = "consistency"`: under the frozen student, whose jump to the clean picture is drawn to the true one by the
+  distillation's pseudo-Huber loss. No teacher is needed, so with `--bundle FOLDER` it trains a branch for a finished
+  model, which `--out FILE` then writes as safetensors.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.checkpoints.build import Modules
+from models.checkpoints.writer import write_safetensors
 from models.controlnet import ControlledDiT, ControlNetTransformer
 from models.dit import DiT
 from models.edges import SoftEdge
@@ -24,6 +30,7 @@ from training import distill as distill_stage
 from training.base import snr_weight
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
+from training.distill import consistency_function, pseudo_huber
 from training.loop import LoopConfig, averaged_weights, run, step_generator
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
@@ -41,7 +48,8 @@ class ControlConfig:
     views: int = 4
     drop_caption: float = 0.3
     snr_clip: float = 5.0
-    strength: float = 1.0
+    objective: Literal["epsilon", "consistency"] = "epsilon"
+    huber: float = 1e-3
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
@@ -100,14 +108,15 @@ def encode_pairs(space: Workspace, views: int, store: Path) -> ControlPairs:
 
 
 class ControlStage:
-    """The ε loss of the base, with only the control branch learning."""
+    """Only the control branch learns, on the frozen base or on the frozen student."""
 
     def __init__(self, space: Workspace, base: TextToLatents, student: TextToLatents, config: ControlConfig) -> None:
         torch.manual_seed(config.loop.seed)
-        self.space, self.base, self.student, self.config = space, base, student, config
+        self.space, self.student, self.config = space, student, config
+        self.frozen = base if config.objective == "epsilon" else student
         self.data = encode_pairs(space, config.views, space.folder / "control-latents.pt")
-        self.model = ControlNetTransformer(base.dit, space.shape.controlnet_depth).requires_grad_(True)
-        self.controlled = ControlledDiT(base.dit, self.model)
+        self.model = ControlNetTransformer(self.frozen.dit, space.shape.controlnet_depth).requires_grad_(True)
+        self.controlled = ControlledDiT(self.frozen.dit, self.model)
         self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
             self.model, config.loop.lr, embedding_lr=config.loop.lr, matrices=("blocks", "proj")
         )
@@ -125,19 +134,36 @@ class ControlStage:
         ]
         ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
         clean, control = self.data.pictures[index].float(), self.data.edges[index].float()
-        t = torch.randint(schedule.config.train_timesteps, (len(texts),), generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
+        t = self._timesteps(len(texts), generator)
+        noisy = schedule.add_noise(clean, noise, t)
         strength = torch.ones(len(texts))
         with mixed_precision():
             with torch.no_grad():
-                caption = self.base.text(ids, mask)
-            noisy = schedule.add_noise(clean, noise, t)
+                caption = self.frozen.text(ids, mask)
             eps = self.controlled(
-                noisy, t, caption, mask, self.base.position, control_latents=control, strength=strength
-            )
-        each = (eps.float() - noise).square().mean(dim=(1, 2, 3))
+                noisy, t, caption, mask, self.frozen.position, control_latents=control, strength=strength
+            ).float()
+        error = (eps - noise).square().mean(dim=(1, 2, 3))
+        if self.config.objective == "consistency":
+            jump = consistency_function(schedule, noisy, eps, t)
+            return pseudo_huber(jump, clean, self.config.huber).mean(), {"eps_mse": error.mean().item()}
         weight = snr_weight(schedule.alphas_cumprod[t], self.config.snr_clip)
-        return (weight * each).mean(), {"eps_mse": each.mean().item()}
+        return (weight * error).mean(), {"eps_mse": error.mean().item()}
+
+    def _timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Any timestep for ε; for consistency those of the student's training grid, half of them from its last fifth.
+
+        The first of few steps decides the outline, and it is taken where noise is strongest.
+        """
+        steps = self.space.schedule.config.train_timesteps
+        if self.config.objective == "epsilon":
+            return torch.randint(steps, (batch,), generator=generator)
+        count = self.space.schedule.config.origin_steps
+        anywhere = torch.randint(count, (batch,), generator=generator)
+        late = torch.randint(count - count // 5, count, (batch,), generator=generator)
+        index = torch.where(torch.rand(batch, generator=generator) < 0.5, anywhere, late)
+        return (index + 1) * (steps // count) - 1
 
     def averaged(self, average: Any) -> None:
         """Nothing follows the average here."""
@@ -146,17 +172,20 @@ class ControlStage:
         """Held-out pictures, their edges, and what the 4-step student draws along them."""
         space = self.space
         held = [i for i, s in enumerate(space.data.subjects) if emoji.is_held_out_picture(s)]
-        held = held[:: len(held) // 8][:8]
-        color = torch.arange(8)
+        held = held[:: max(1, len(held) // 8)][:8]
+        color = torch.arange(len(held))
         shown = space.data.composite(torch.tensor(held), emoji.background_colors()[color])
         texts = [captions.canonical(space.data.subjects[i], self.names[c]) for i, c in zip(held, color, strict=True)]
         edges = SoftEdge()(to_bytes(shown)).permute(0, 3, 1, 2).float() / 127.5 - 1
         rows = [shown, edges]
         ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
-        caption, noise = self.student.text(ids, mask), seeded_noise(range(8), 4, space.latents.latents.shape[2:])
+        caption, noise = (
+            self.student.text(ids, mask),
+            seeded_noise(range(len(held)), 4, space.latents.latents.shape[2:]),
+        )
         pipeline = Pipeline(space.config, self.student.text, self.student.dit, space.vae, average)
         rows += [
-            to_pictures(space, pipeline.denoise(caption, mask, noise, control, torch.ones(8)))
+            to_pictures(space, pipeline.denoise(caption, mask, noise, control, torch.ones(len(held))))
             for control in (control_latents(space, shown), None)
         ]
         return torch.stack(rows)
@@ -169,15 +198,33 @@ def load(folder: Path, space: Workspace, dit: DiT) -> ControlNetTransformer:
     return branch.requires_grad_(False).eval()
 
 
+def text_to_latents(space: Workspace, modules: Modules) -> TextToLatents:
+    """A bundle's text encoder and DiT as one frozen model."""
+    model = TextToLatents(space.shape, space.data.size)
+    model.text, model.dit = modules.text_encoder, modules.dit
+    return model.requires_grad_(False).eval()
+
+
 def main() -> None:
     """The stage's command."""
-    args = recipes.command_line("Train the control branch on the frozen base.").parse_args()
+    parser = recipes.command_line("Train the control branch on the frozen base, or on the frozen student.")
+    parser.add_argument("--bundle", type=Path, help="train on this bundle's student instead of the run's stages")
+    parser.add_argument("--out", type=Path, help="also write the branch to this safetensors file, in half precision")
+    args = parser.parse_args()
     recipe = recipes.read(args.config)
     config = recipes.parse(ControlConfig, recipe["controlnet"], "controlnet")
-    space = Workspace.open(recipe, args.runs)
-    base = base_stage.load(space.folder / "base", space)
-    student = distill_stage.load(space.folder / "distill", base)
+    if args.bundle:
+        if config.objective != "consistency":
+            parser.error('--bundle ships no base: the recipe has to say objective = "consistency"')
+        space, modules = Workspace.of_bundle(recipe, args.runs, args.bundle)
+        base = student = text_to_latents(space, modules)
+    else:
+        space = Workspace.open(recipe, args.runs)
+        base = base_stage.load(space.folder / "base", space)
+        student = distill_stage.load(space.folder / "distill", base)
     run(ControlStage(space, base, student, config), config.loop, space.folder / "controlnet")
+    if args.out:
+        write_safetensors(args.out, averaged_weights(space.folder / "controlnet"), torch.float16)
 
 
 if __name__ == "__main__":

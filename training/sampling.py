@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.consistency import NoiseSchedule
 from training.model import TextToLatents
+from training.precision import mixed_precision
 
 if TYPE_CHECKING:
     from training.workspace import Workspace
@@ -43,11 +44,11 @@ def ddim(
     ids, mask = tokenize(space.tokenizer, [*texts, *[""] * count], space.shape.max_tokens)
     times = [round((i + 1) * schedule.config.train_timesteps / steps) - 1 for i in reversed(range(steps))]
     latents = noise
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         caption = model.text(ids, mask)
     for now, after in zip(times, [*times[1:], -1], strict=True):
         t = torch.full((2 * count,), now)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             eps = model.dit(torch.cat([latents, latents]), t, caption, mask, model.position).float()
         conditional, unconditional = eps.chunk(2)
         guided = unconditional + guidance * (conditional - unconditional)

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
 
+from models.checkpoints import load_native
+from models.checkpoints.build import Modules, build
 from models.config import PixArtConfig
 from models.consistency import NoiseSchedule
 from training import config as recipes
@@ -42,3 +45,25 @@ class Workspace:
         config = pixart_config(shape, vae_config, latents.config, data.size)
         tokenizer = captions.load_tokenizer(folder / "tokenizer.json", data.subjects, shape.text.vocabulary)
         return cls(recipe, folder, shape, config, data, vae, latents, tokenizer, NoiseSchedule(config.sampler))
+
+    @classmethod
+    def of_bundle(cls, recipe: dict[str, Any], runs: Path, bundle: Path) -> tuple["Workspace", Modules]:
+        """A workspace around a finished model, and its modules: for a stage that adds to what a bundle ships.
+
+        It holds no encoded pictures, only their shape.
+
+        Raises:
+            CheckpointError: a file of the bundle is missing or damaged, or is not what the manifest describes.
+        """
+        checkpoint = load_native(bundle)
+        modules = build(checkpoint)
+        config = checkpoint.config
+        data = emoji.load(runs / "data", recipe["data"]["size"])
+        shape = recipes.parse(ModelShape, recipe["model"], "model")
+        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer))
+        none = torch.empty(0, 0, config.dit.in_channels, config.dit.sample_size, config.dit.sample_size)
+        folder = runs / recipe["name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        latents = LatentSet(none, config.latent)
+        schedule = NoiseSchedule(config.sampler)
+        return cls(recipe, folder, shape, config, data, modules.vae, latents, tokenizer, schedule), modules

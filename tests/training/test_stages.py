@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from models.checkpoints import load_native
 from tests.training.conftest import draw_pictures, write_recipe
+from training.base import snr_weight
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_BUNDLE = ROOT / "models" / "zoo" / "emoji"
+EMOJI_RECIPE = ROOT / "training" / "configs" / "emoji.toml"
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -105,9 +112,27 @@ def test_an_unknown_key_in_a_recipe_is_named(tmp_path: Path, runs: Path) -> None
     assert "norm_gruops" in done.stderr
 
 
-@pytest.mark.parametrize("snr, weight", [(1.0, 1.0), (5.0, 1.0), (50.0, 0.1)])
-def test_snr_weight(snr: float, weight: float) -> None:
-    from training.base import snr_weight
+@pytest.mark.slow
+def test_a_bundle_gets_a_new_control_branch(tmp_path: Path) -> None:
+    runs, recipe, out = tmp_path / "runs", tmp_path / "recipe.toml", tmp_path / "controlnet.safetensors"
+    draw_pictures(runs / "data", count=64, size=128)
+    text = EMOJI_RECIPE.read_text().partition("[controlnet]")[0]
+    loop = "loop = { steps = 2, batch = 2, lr = 1e-3, warmup = 1, save_every = 2, sample_every = 5 }"
+    recipe.write_text(f'{text}[controlnet]\nviews = 1\nobjective = "consistency"\n{loop}\n')
+    extra = ["--bundle", str(DEMO_BUNDLE), "--out", str(out)]
+    subprocess.run([*command("controlnet", recipe, runs), *extra], check=True, env=ENVIRONMENT)
+    shipped, trained = load_native(DEMO_BUNDLE).controlnet, load_file(out)
+    assert shipped is not None
+    assert {name: value.shape for name, value in trained.items()} == {n: v.shape for n, v in shipped.items()}
+    assert trained["after_proj.0.weight"].abs().sum() > 0
 
+    recipe.write_text(recipe.read_text().replace("consistency", "epsilon"))
+    refused = subprocess.run([*command("controlnet", recipe, runs), *extra], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "objective" in refused.stderr
+
+
+@pytest.mark.parametrize("snr, floor, weight", [(1.0, 0.0, 1.0), (5.0, 0.0, 1.0), (50.0, 0.0, 0.1), (0.01, 0.05, 5.0)])
+def test_snr_weight(snr: float, floor: float, weight: float) -> None:
     alpha_bar = torch.tensor([snr / (1 + snr)], dtype=torch.float64)
-    torch.testing.assert_close(snr_weight(alpha_bar, 5.0), torch.tensor([weight], dtype=torch.float64))
+    torch.testing.assert_close(snr_weight(alpha_bar, 5.0, floor), torch.tensor([weight], dtype=torch.float64))
