@@ -1,58 +1,60 @@
-"""`pixart generate` and `pixart doctor`: the engine without the HTTP server."""
+"""The engine inside a command's own process, warm: what `generate`, `bench` and `doctor` share."""
 
-import importlib.util
-import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from engine.backends import names
+import numpy as np
+
 from engine.bundle import Bundle
-from engine.request import GenerateRequest, validate
-from server import pictures
-from server.runner import load_generator
+from engine.client import Picture
+from engine.local import LocalClient
+from engine.request import GenerateRequest
 from server.settings import Settings
 
 Progress = Callable[[str], None]
 
 
-def generate(settings: Settings, request: GenerateRequest, control: Path | None, output: Path, say: Progress) -> None:
-    """Make one picture, write it as PNG, and print how long each stage took, with the modules warm.
+@asynccontextmanager
+async def warm_engine(bundle: Bundle, settings: Settings, say: Progress) -> AsyncIterator[LocalClient]:
+    """Compile a bundle and make throw-away pictures until every module has run.
 
     Raises:
-        BundleError, CompileError, InvalidRequest, PictureError, OSError: no picture was written.
+        BundleError, CompileError: the bundle cannot be used.
     """
-    bundle = Bundle.load(settings.bundle)
-    job = validate(request, bundle.manifest)
-    if control is not None:
-        data = control.read_bytes()
-        pixels = pictures.read_control(data, request.control_kind, settings.max_control_pixels, job.size)
-        request = replace(request, control=pixels)
-    generator, _ = load_generator(bundle, settings.create_backend(), say)
+    client = LocalClient(bundle, settings.create_backend)
     start = time.perf_counter()
-    result = generator.generate(request)
-    seconds = time.perf_counter() - start
-    output.write_bytes(pictures.to_png(result.images[0]))
-    if result.truncated:
-        say(f"the prompt was cut to {bundle.manifest.max_tokens} tokens")
-    stages = ", ".join(f"{stage} {1000 * spent:.1f}" for stage, spent in result.timings.items())
-    say(f"{job.steps} steps in {1000 * seconds:.1f} ms ({stages})")
-    say(f"wrote {output}, {job.size.width}x{job.size.height}, seed {job.seed}")
+    try:
+        await client.start()
+        say(f"loaded {len(bundle.manifest.modules)} modules for {settings.backend} in {_since(start)}")
+        request = GenerateRequest("warm-up")
+        if bundle.manifest.controllable:
+            size = bundle.manifest.images.default
+            blank = np.zeros((size.height, size.width, 3), dtype=np.uint8)
+            await picture(client, replace(request, control=blank, control_kind="picture"))
+        await picture(client, request)
+        start = time.perf_counter()
+        await picture(client, request)
+        say(f"warmed up; a picture takes {_since(start)}")
+        yield client
+    finally:
+        await client.close(0.0)
 
 
-def doctor(settings: Settings, say: Progress) -> None:
-    """Report what matters when something does not work; the last line is a picture that was made.
+async def picture(client: LocalClient, request: GenerateRequest) -> Picture:
+    """Make one picture.
 
     Raises:
-        BundleError, CompileError: what is wrong.
+        InvalidRequest: the request is outside the limits.
     """
-    say(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
-    for name in names():
-        found = importlib.util.find_spec(name) is not None
-        say(f"backend {name}: {'installed' if found else 'not installed'}")
-    bundle = Bundle.load(settings.bundle)
-    say(f"bundle {bundle.manifest.name} at {bundle.folder}: every file is as it was exported")
-    load_generator(bundle, settings.create_backend(), say)
-    say("all well")
+    async with aclosing(client.submit(request, "local")) as events:
+        async for event in events:
+            if isinstance(event, Picture):
+                return event
+    raise AssertionError("an engine's last event is a picture")
+
+
+def _since(start: float) -> str:
+    seconds = time.perf_counter() - start
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"

@@ -1,73 +1,125 @@
-"""What an operator may set, by environment variable or by command-line option of the same name."""
+"""What an operator may set: by option, by environment variable, or in a TOML file; else the default. In this order."""
 
+# ruff: noqa: RUF009 (`setting` returns a dataclass field, which is what this rule asks for)
+
+import dataclasses
 import os
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from types import UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from engine.backends import Backend, BackendOptions, Precision, create, names
 
 DEMO_BUNDLE = Path(__file__).resolve().parent.parent / "models" / "zoo" / "emoji"
 PREFIX = "PIXART_"
+CONFIG = PREFIX + "CONFIG"
 
-# The whole numbers among the settings, and what they may be.
-_RANGES = {
-    "port": (0, 65535),
-    "threads": (0, 1024),
-    "queue": (1, 100_000),
-    "max_body_bytes": (1024, 1 << 30),
-    "max_control_pixels": (64 * 64, 1 << 28),
-    "drain_seconds": (0, 3600),
-}
-_PATHS = ("bundle", "cache")
+_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 class SettingsError(ValueError):
-    """A setting cannot be understood; the message names the variable."""
+    """A setting cannot be understood; the message names the variable, the option or the file's key."""
+
+
+def default_cache() -> Path:
+    """Where programs of one user keep what can be made anew."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pixart-delta"
+
+
+def setting(
+    default: Any, meaning: str, low: float = 0, high: float = 0, *, choices: tuple[str, ...] = (), shown: str = ""
+) -> Any:
+    """A field: its meaning for the documentation; numbers are held to `low` and `high`, texts to `choices`.
+
+    `shown` stands in the documentation for a default that differs between machines.
+    """
+    metadata = {"meaning": meaning, "low": low, "high": high, "choices": choices, "shown": shown}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every field is also an environment variable: `queue` is PIXART_QUEUE."""
+    """Every field is also a variable and an option: `queue` is PIXART_QUEUE and --queue. Times are in seconds."""
 
-    bundle: Path = DEMO_BUNDLE
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free one
-    backend: str = "openvino"
-    precision: Precision = "f32"
-    threads: int = 0  # of the backend; 0: as many as it likes
-    cache: Path | None = None  # keeps compiled modules between starts
-    queue: int = 32  # requests that may wait or run; more are refused with 429
-    max_body_bytes: int = 8 * 1024 * 1024
-    max_control_pixels: int = 4096 * 4096
-    drain_seconds: int = 20  # after SIGTERM, how long running requests may take
+    bundle: Path = setting(DEMO_BUNDLE, "Folder of the bundle to serve.", shown="the demo bundle")
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(8000, "Port to listen on; 0 takes a free one.", 0, 65535)
+    backend: str = setting("openvino", "What runs the graphs, if it is installed.", choices=names())
+    precision: Precision = setting(
+        "f32", "Arithmetic, as far as the backend and the processor know it.", choices=get_args(Precision)
+    )
+    threads: int = setting(
+        0, "Threads of the backend; 0 lets it take every core. In a container, set the container's share.", 0, 1024
+    )
+    cache: Path | None = setting(
+        default_cache,
+        "Folder that keeps compiled modules between starts; `none` compiles at each start.",
+        shown="`~/.cache/pixart-delta`",
+    )
+    queue: int = setting(32, "Requests that may wait or run; more get 429.", 1, 100_000)
+    drain_seconds: int = setting(20, "How long running requests may take after SIGTERM.", 0, 3600)
+    max_connections: int = setting(1000, "Open connections; more get 503.", 1, 1_000_000)
+    head_seconds: float = setting(10.0, "How long a client may take to send a request's head; then 408.", 0.1, 3600)
+    body_seconds: float = setting(60.0, "How long a client may take to send a request's body; then 408.", 0.1, 3600)
+    max_body_bytes: int = setting(8 * 1024 * 1024, "Largest request body; a larger one gets 413.", 1024, 1 << 30)
+    max_control_pixels: int = setting(
+        4096 * 4096, "Largest control image, judged before it is decoded.", 64 * 64, 1 << 28
+    )
+    api_keys: Path | None = setting(
+        None, "File of API keys that `pixart keys` writes; without one, everybody is served."
+    )
+    public_paths: tuple[str, ...] = setting(
+        ("/", "/static/", "/docs", "/openapi.json", "/healthz", "/readyz"),
+        "Paths that need no API key; one that ends in `/` includes what is below it, save `/` itself.",
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        (), "Origins of web pages that may use the server besides its own page; `*` admits all."
+    )
+    log_format: Literal["text", "json"] = setting("text", "Lines for people, or JSON lines.", choices=("text", "json"))
+    log_level: str = setting("info", "The least level that is logged.", choices=("debug", "info", "warning", "error"))
+    log_prompts: bool = setting(False, "Whether prompts may appear in the log.")
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise SettingsError(f"{PREFIX}{name.upper()}: {getattr(self, name)} is not between {low} and {high}")
-        self._one_of("backend", names())
-        self._one_of("precision", get_args(Precision))
-
-    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
-        if getattr(self, name) not in choices:
-            known = ", ".join(choices)
-            raise SettingsError(f"{PREFIX}{name.upper()}: {getattr(self, name)!r} is not one of {known}")
+        for field in dataclasses.fields(self):
+            value, rules = getattr(self, field.name), field.metadata
+            if rules["choices"] and value not in rules["choices"]:
+                known = ", ".join(rules["choices"])
+                raise SettingsError(f"{variable(field.name)}: {value!r} is not one of {known}")
+            # Written so that NaN fails too.
+            if isinstance(value, int | float) and rules["high"] and not rules["low"] <= value <= rules["high"]:
+                raise SettingsError(
+                    f"{variable(field.name)}: {value} is not between {rules['low']} and {rules['high']}"
+                )
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ, **options: Any) -> Self:
-        """Read the PIXART_* variables; `options` that are not None (the command line's) win over them.
+    def load(cls, options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Self:
+        """Options that are not None win over PIXART_* variables, and those over the file `config` or PIXART_CONFIG.
 
         Raises:
-            SettingsError: a variable is malformed or out of range.
+            SettingsError: a value is malformed or out of range, or the file cannot be read or has an unknown key.
         """
-        values = {name: value for name, value in options.items() if value is not None}
-        for field in fields(cls):
-            text = environment.get(PREFIX + field.name.upper())
-            if text and field.name not in values:
-                values[field.name] = _parse(field.name, text)
+        values: dict[str, Any] = {}
+        if config := options.get("config") or environment.get(CONFIG):
+            values |= _read(Path(config), cls)
+        types = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if text := environment.get(variable(field.name)):
+                values[field.name] = parse(types[field.name], text, variable(field.name))
+            if (value := options.get(field.name)) is not None:
+                name = "--" + field.name.replace("_", "-")
+                values[field.name] = parse(types[field.name], value, name) if isinstance(value, str) else value
         return cls(**values)
+
+    @classmethod
+    def unknown(cls, environment: Mapping[str, str] = os.environ) -> list[str]:
+        """PIXART_* variables that mean nothing here: misspelt, perhaps, or made by a container's links."""
+        known = {variable(field.name) for field in dataclasses.fields(cls)} | {CONFIG}
+        return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
     def create_backend(self) -> Backend:
         """The backend that these settings ask for.
@@ -82,12 +134,83 @@ class Settings:
             raise SettingsError(f"{PREFIX}BACKEND: {self.backend} is not installed ({error})") from error
 
 
-def _parse(name: str, text: str) -> str | int | Path:
-    if name in _PATHS:
-        return Path(text)
-    if name not in _RANGES:
-        return text
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def parse(kind: Any, text: str, name: str) -> Any:
+    """A setting's value from text; lists are separated by commas.
+
+    Raises:
+        SettingsError: the text is no such value; `name` says whose.
+    """
+    kind, optional = _plain(kind)
+    if optional and text == "none":
+        return None
+    if kind is bool:
+        if text.lower() not in (*_ON, *_OFF):
+            raise SettingsError(f"{name}: {text!r} is neither true nor false")
+        return text.lower() in _ON
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError as error:
+            raise SettingsError(f"{name}: {text!r} is not a {'whole ' if kind is int else ''}number") from error
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return Path(text).expanduser() if kind is Path else text
+
+
+def _plain(kind: Any) -> tuple[Any, bool]:
+    """A field's type without its None, and whether it has one."""
+    if get_origin(kind) is UnionType:
+        return next(part for part in get_args(kind) if part is not type(None)), True
+    return kind, False
+
+
+def _read(path: Path, settings: type[Settings]) -> dict[str, Any]:
     try:
-        return int(text)
-    except ValueError as error:
-        raise SettingsError(f"{PREFIX}{name.upper()}: {text!r} is not a whole number") from error
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    types = get_type_hints(settings)
+    if surplus := sorted(table.keys() - types.keys()):
+        raise SettingsError(f"{path}: {surplus[0]} is not a setting")
+    return {key: _from_toml(types[key], value, f"{path}: {key}") for key, value in table.items()}
+
+
+def _from_toml(kind: Any, value: Any, name: str) -> Any:
+    """TOML has types of its own: a number in quotes is a mistake that is better named."""
+    plain, _ = _plain(kind)
+    if get_origin(plain) is tuple:
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+        raise SettingsError(f"{name}: {value!r} is not a list of texts")
+    wanted = {bool: (bool,), int: (int,), float: (int, float)}.get(plain, (str,))
+    if not isinstance(value, wanted) or (isinstance(value, bool) and plain is not bool):
+        raise SettingsError(f"{name}: {value!r} is not a {'text' if str in wanted else plain.__name__}")
+    return parse(kind, value, name) if isinstance(value, str) else value
+
+
+def table() -> list[str]:
+    """The rows of the table of settings in docs/operations.md."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Settings):
+        rules = field.metadata
+        default = rules["shown"] or _shown(field.default)
+        limits = ", ".join(f"`{choice}`" for choice in rules["choices"])
+        if rules["high"]:
+            limits = f"{rules['low']} to {rules['high']}"
+        rows.append(f"| `{field.name}` | {default} | {rules['meaning']}{f' ({limits})' if limits else ''} |")
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{part}`" for part in value) or "none"
+    return "none" if value is None else f"`{value}`"

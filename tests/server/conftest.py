@@ -20,8 +20,9 @@ SECONDS = 120.0  # before a process counts as hung, on a busy machine
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without settings of its own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PIXART_")} | variables
+    """This process's environment without settings of its own, nor modules that an earlier run compiled."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIXART_")}
+    return inherited | {"PIXART_CACHE": "none"} | variables
 
 
 @dataclass

@@ -2,12 +2,15 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image, ImageDraw
+
+from server.cli import COMMANDS, main
 
 PROMPT = "a green owl"
 
@@ -63,11 +66,28 @@ def test_what_cannot_be_done_is_said_in_one_line(
 def test_doctor_checks_everything(pixart: Any, tiny_bundle: Path) -> None:
     done = pixart("doctor", "--bundle", str(tiny_bundle))
     assert done.returncode == 0, done.stderr
-    assert "backend openvino: installed" in done.stderr and "all well" in done.stderr
+    for words in ("backend openvino: installed", "processor: ", "every file is as it was exported", "all well"):
+        assert words in done.stderr
 
 
-def test_every_command_has_help(pixart: Any) -> None:
-    for command in ([], ["serve"], ["generate"], ["doctor"]):
-        done = pixart(*command, "--help")
-        assert done.returncode == 0 and "usage: pixart" in done.stdout
-    assert pixart().returncode == 2
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=" ".join)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0 and "usage: pixart" in capsys.readouterr().out
+
+
+def test_a_command_is_needed() -> None:
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 2
+
+
+def test_bench_prints_each_stage(pixart: Any, tiny_bundle: Path) -> None:
+    done = pixart("bench", "--bundle", str(tiny_bundle), "--count", "3", "--steps", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["count"] == 3 and found["bundle"] == "tiny"
+    for stage in ("text", "denoise", "decode", "all"):
+        assert 0 < found[stage]["median_ms"] <= found[stage]["p95_ms"]
+    assert found["denoise"]["median_ms"] < found["all"]["median_ms"]
