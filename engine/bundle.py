@@ -25,6 +25,10 @@ class BundleError(Exception):
         self.where = where
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type["BundleError"], tuple[str, str]]:
+        """A worker process sends it to its server."""
+        return BundleError, (self.where, self.problem)
+
 
 @dataclass(frozen=True)
 class Bundle:

@@ -1,5 +1,6 @@
 """The model's operations on batches of samples: encode text, encode control, one denoising step, decode."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ class Pipeline:
             name: backend.compile(Source(bundle.path(spec.graph), spec, manifest.dimensions, bundle.digest(name)))
             for name, spec in manifest.modules.items()
         }
+        self._buffers = _Buffers()
         counts = range(manifest.steps.min, manifest.steps.max + 1)
         self._schedules = {steps: schedule(manifest.sampler, steps) for steps in counts}
         patch = VAE_SCALE * manifest.positions.patch_size
@@ -100,14 +102,13 @@ class Pipeline:
     def denoise(self, samples: Sequence[Sample]) -> None:
         """Take the next step of unfinished samples of one shape class, at most `max_batch`, in one call."""
         size, controlled = samples[0].shape_class
-        caption, mask = _pad([sample.caption for sample in samples])
+        stack = self._buffers.stack
         inputs: dict[str, Array] = {
-            "latents": np.stack([sample.latents for sample in samples]),
-            "caption": caption,
-            "mask": mask,
+            "latents": stack("latents", [sample.latents for sample in samples]),
+            **self._pad([sample.caption for sample in samples]),
             "timestep": np.array([sample.schedule.timesteps[sample.step] for sample in samples]),
             "coefficients": np.stack([sample.schedule.coefficients[sample.step] for sample in samples]),
-            "noise": np.stack([_step_noise(sample) for sample in samples]),
+            "noise": stack("noise", [_step_noise(sample) for sample in samples]),
             "position": self._positions[size],
         }
         if self.manifest.size_conditions:
@@ -115,7 +116,8 @@ class Pipeline:
             inputs["resolution"] = np.repeat(row, len(samples), axis=0)
             inputs["aspect_ratio"] = inputs["resolution"][:, :1] / inputs["resolution"][:, 1:]
         if controlled:
-            inputs["control_latents"] = np.stack([sample.control for sample in samples if sample.control is not None])
+            controls = [sample.control for sample in samples if sample.control is not None]
+            inputs["control_latents"] = stack("control_latents", controls)
             inputs["strength"] = np.array([sample.job.strength for sample in samples], dtype=np.float32)
         results = self._modules["denoiser_control" if controlled else "denoiser"].run(inputs)
         for index, sample in enumerate(samples):
@@ -125,15 +127,55 @@ class Pipeline:
 
     def preview(self, samples: Sequence[Sample]) -> Images:
         """Pictures uint8 [B, height, width, 3] of what samples of one size are predicted to become."""
-        latents = np.stack([sample.x0 for sample in samples if sample.x0 is not None])
-        images: Images = self._modules["vae_decoder"].run({"latents": latents})["image"]
+        return self._decode([sample.x0 for sample in samples if sample.x0 is not None], None)
+
+    def decode(self, samples: Sequence[Sample], into: Images | None = None) -> Images:
+        """Pictures uint8 [B, height, width, 3] of samples of one size, at most `max_batch`.
+
+        They are written to `into`, if it is given. A sample that is not finished is decoded as its last step
+        predicted it.
+        """
+        return self._decode([s.latents if s.finished or s.x0 is None else s.x0 for s in samples], into)
+
+    def _decode(self, latents: Sequence[Floats], into: Images | None) -> Images:
+        outputs = None if into is None else {"image": into}
+        images: Images = self._modules["vae_decoder"].run(
+            {"latents": self._buffers.stack("latents", latents)}, outputs
+        )["image"]
         return images
 
-    def decode(self, samples: Sequence[Sample]) -> Images:
-        """Pictures uint8 [B, height, width, 3] of samples of one size, at most `max_batch`."""
-        latents = np.stack([sample.latents for sample in samples])
-        images: Images = self._modules["vae_decoder"].run({"latents": latents})["image"]
-        return images
+    def _pad(self, captions: Sequence[Floats]) -> dict[str, Array]:
+        """Captions [L, D] of different lengths as one [B, L, D] with a mask [B, L] (True: a real token)."""
+        longest = max(len(caption) for caption in captions)
+        length = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
+        padded = self._buffers.array("caption", (len(captions), length, captions[0].shape[1]))
+        mask = np.zeros((len(captions), length), dtype=np.bool_)
+        for row, caption in enumerate(captions):
+            padded[row, : len(caption)] = caption
+            padded[row, len(caption) :] = 0.0
+            mask[row, : len(caption)] = True
+        return {"caption": padded, "mask": mask}
+
+
+class _Buffers:
+    """Float arrays that are used again at the next call, by name. They grow to the largest that was asked for."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Floats] = {}
+
+    def array(self, name: str, shape: tuple[int, ...]) -> Floats:
+        """An array of this shape, C-contiguous, with old content; the one that had the name before is lost."""
+        count = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or flat.size < count:
+            flat = self._flat[name] = np.empty(count, dtype=np.float32)
+        return flat[:count].reshape(shape)
+
+    def stack(self, name: str, rows: Sequence[Floats]) -> Floats:
+        """What `np.stack` makes of them; a single one is passed on without a copy."""
+        if len(rows) == 1:
+            return rows[0][None]
+        return np.stack(rows, out=self.array(name, (len(rows), *rows[0].shape)))
 
 
 def _step_noise(sample: Sample) -> Floats:
@@ -141,15 +183,3 @@ def _step_noise(sample: Sample) -> Floats:
     if sample.step + 1 == len(sample.schedule):
         return np.zeros_like(sample.latents)
     return noise.normal(sample.job.seed, sample.step + 1, sample.latents.shape)
-
-
-def _pad(captions: Sequence[Floats]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Captions [L, D] of different lengths as one [B, L, D] with a mask [B, L] (True: a real token)."""
-    longest = max(len(caption) for caption in captions)
-    length = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
-    padded = np.zeros((len(captions), length, captions[0].shape[1]), dtype=np.float32)
-    mask = np.zeros((len(captions), length), dtype=np.bool_)
-    for row, caption in enumerate(captions):
-        padded[row, : len(caption)] = caption
-        mask[row, : len(caption)] = True
-    return padded, mask

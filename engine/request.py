@@ -1,5 +1,7 @@
 """What can be asked of the engine, and the limits within which it may be asked."""
 
+import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -71,6 +73,13 @@ class Job:
     def preview_steps(self) -> frozenset[int]:
         """After which steps (1 is the first) an unfinished picture is shown: spread evenly, never the last."""
         return frozenset(round(i * self.steps / (self.previews + 1)) or 1 for i in range(1, self.previews + 1))
+
+
+def fingerprint(job: Job) -> Hashable:
+    """Equal for jobs that ask for the same events: all but the priority and the timeout counts."""
+    control = None if job.control is None else hashlib.sha256(np.ascontiguousarray(job.control)).digest()
+    settings = (job.seed, job.steps, job.min_steps, job.size, job.previews)
+    return (job.prompt, *settings, control, job.control_kind if control else None, job.strength if control else None)
 
 
 def validate(request: GenerateRequest, manifest: Manifest) -> Job:

@@ -1,0 +1,331 @@
+"""The engine as the server sees it: worker processes, who does what, and nothing lost when one of them dies."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+
+from engine.backends import Backend
+from engine.bundle import Bundle
+from engine.client import (
+    Cancelled,
+    DeadlineMissed,
+    EngineStats,
+    Event,
+    NotReady,
+    Overloaded,
+    Picture,
+    Preview,
+    RefusalReason,
+    WorkerFailed,
+)
+from engine.manifest import Manifest
+from engine.messages import Cancel, Done, Ended, FromWorker, Refused, Submit, Unfinished
+from engine.options import PoolOptions
+from engine.request import GenerateRequest, Job, fingerprint, validate
+from engine.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+LEAST_RETRY = 0.1  # seconds; a client that comes back sooner would only be refused again
+DRAINING_RETRY = 1.0  # seconds; by then another server should have taken over
+LATE = 0.25  # seconds that a worker is given to say itself that a request missed its deadline
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A request on its way. `deaths`: workers that died while working on it; `replays`: all that died having it."""
+
+    number: int
+    request_id: str
+    job: Job
+    submitted: float
+    events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
+    shown: set[int] = field(default_factory=set)  # steps whose previews were delivered
+    deaths: int = 0
+    replays: int = 0
+    over: bool = False
+
+    def tell(self, event: Event | Exception) -> None:
+        """Deliver; a picture or an error is the last event."""
+        if not self.over:
+            self.over = not isinstance(event, Preview)
+            self.events.put_nowait(event)
+
+
+@dataclass(eq=False)
+class _Place:
+    """A request in a worker: its slot there, and the seconds that it was expected to add."""
+
+    flight: _Flight
+    slot: int
+    seconds: float
+
+
+class Pool:
+    """An `EngineClient` over one worker process for each of `backends` (see `engine.options.backends`)."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backends: Sequence[Callable[[], Backend]],
+        options: PoolOptions | None = None,
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._manifest = bundle.manifest
+        self._options = options = options or PoolOptions()
+        self._workers = [
+            Supervisor(f"worker-{index}", bundle, backend, options, self, progress)
+            for index, backend in enumerate(backends)
+        ]
+        # By worker, in the order in which they got them, by number.
+        self._places: dict[Supervisor, dict[int, _Place]] = {worker: {} for worker in self._workers}
+        self._flights: dict[str, _Flight] = {}
+        self._waiting: list[_Flight] = []  # for a worker to get ready, or for a slot
+        self._numbers = itertools.count()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started: asyncio.Future[None] | None = None
+        self._failures: list[Exception] = []
+        self._quarantine: dict[Hashable, float] = {}  # until when
+        self._was_ready = False
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._refusals: Counter[RefusalReason] = Counter()
+        self._cancelled = 0
+        self._replays = 0
+
+    @property
+    def manifest(self) -> Manifest:
+        """See `EngineClient.manifest`."""
+        return self._manifest
+
+    @property
+    def ready(self) -> bool:
+        """See `EngineClient.ready`."""
+        return any(worker.state == "warm" for worker in self._workers)
+
+    async def start(self) -> None:
+        """See `EngineClient.start`.
+
+        Raises:
+            BundleError, CompileError, ImportError, ValueError, WorkerFailed: it never will be.
+        """
+        self._started = asyncio.get_running_loop().create_future()
+        self._tasks = [asyncio.create_task(worker.run(), name=worker.name) for worker in self._workers]
+        await asyncio.shield(self._started)
+
+    async def submit(self, request: GenerateRequest, request_id: str) -> AsyncGenerator[Event, None]:
+        """See `EngineClient.submit`. Between a worker's death and its restart requests wait; they are not refused."""
+        flight = self._admit(request, request_id)
+        try:
+            while True:
+                event = await self._next(flight)
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, Picture):
+                    return
+        finally:
+            self._leave(flight)
+
+    def cancel(self, request_id: str) -> bool:
+        """See `EngineClient.cancel`."""
+        flight = self._flights.get(request_id)
+        if flight is None or flight.over:
+            return False
+        self._cancelled += 1
+        self._recall(flight)
+        flight.tell(Cancelled(request_id))
+        return True
+
+    def stats(self) -> EngineStats:
+        """See `EngineClient.stats`."""
+        workers = tuple(worker.stats for worker in self._workers)
+        running = min(len(self._flights), sum(worker.running for worker in workers))
+        prompts = [worker.prompts for worker in self._workers]
+        return EngineStats(
+            queued=len(self._flights) - running,
+            running=running,
+            workers=workers,
+            refusals=dict(self._refusals),
+            cancelled=self._cancelled,
+            replays=self._replays,
+            prompt_hits=sum(hits for hits, _ in prompts),
+            prompt_misses=sum(misses for _, misses in prompts),
+            batch_sizes=dict(sum((worker.batch_sizes for worker in self._workers), Counter())),
+        )
+
+    async def close(self, grace: float) -> None:
+        """See `EngineClient.close`. What does not get ready in time ends with Overloaded: it may be tried elsewhere."""
+        self._closing = True
+        if self._flights:
+            self._idle.clear()
+            try:
+                await asyncio.wait_for(self._idle.wait(), grace)
+            except TimeoutError:
+                log.warning("%d requests are given up", len(self._flights))
+        for flight in list(self._flights.values()):
+            self._recall(flight)
+            flight.tell(self._refuse("draining", DRAINING_RETRY))
+        for worker in self._workers:
+            worker.close()
+        await asyncio.gather(*self._tasks)
+
+    def on_ready(self, worker: Supervisor) -> None:
+        """See `engine.supervisor.Owner`."""
+        if self._started is not None and not self._started.done():
+            self._started.set_result(None)
+        self._was_ready = True
+        self._pump()
+
+    def on_failure(self, worker: Supervisor, error: Exception) -> None:
+        """See `engine.supervisor.Owner`."""
+        log.error("%s will not get ready: %s", worker.name, error)
+        self._failures.append(error)
+        if len(self._failures) == len(self._workers) and self._started is not None and not self._started.done():
+            self._started.set_exception(self._failures[0])
+
+    def on_message(self, worker: Supervisor, message: FromWorker) -> None:
+        """See `engine.supervisor.Owner`."""
+        assert isinstance(message, Unfinished | Done | Refused | Ended)
+        place = self._places[worker][message.number]
+        flight, size = place.flight, place.flight.job.size
+        if isinstance(message, Unfinished):
+            if message.step not in flight.shown and not flight.over:
+                flight.shown.add(message.step)
+                image = worker.shared.picture(place.slot, size, message.step).copy()
+                flight.tell(Preview(message.step, flight.job.steps, image))
+            return
+        if isinstance(message, Done) and not flight.over:
+            picture = Picture(
+                worker.shared.picture(place.slot, size).copy(),
+                flight.job.seed,
+                message.steps,
+                message.timings,
+                message.truncated,
+                message.cached,
+                flight.replays,
+                worker.name,
+            )
+            flight.tell(picture)
+        elif isinstance(message, Refused):
+            # A replay was begun, so it cannot be said that nothing was done.
+            late = message.reason == "deadline" and flight.replays > 0
+            flight.tell(DeadlineMissed() if late else self._refuse(message.reason, message.retry_after))
+        elif isinstance(message, Ended):
+            errors = {"cancelled": Cancelled(), "deadline": DeadlineMissed(), "failed": WorkerFailed(message.message)}
+            flight.tell(errors[message.ending])
+        del self._places[worker][message.number]
+        worker.free.append(place.slot)
+        self._pump()
+
+    def on_death(self, worker: Supervisor, suspects: Sequence[int]) -> None:
+        """See `engine.supervisor.Owner`. Requests that only waited in the worker are not to blame for its death."""
+        lost, self._places[worker] = self._places[worker], {}
+        again = []
+        for place in lost.values():
+            flight = place.flight
+            if flight.over:
+                continue
+            flight.replays += 1
+            flight.deaths += place.slot in suspects
+            if flight.deaths > self._options.replays:
+                log.error("request %s is given up: %d workers died on it", flight.request_id, flight.deaths)
+                self._quarantine[fingerprint(flight.job)] = time.monotonic() + self._options.quarantine
+                flight.tell(WorkerFailed(f"{flight.deaths} workers died while working on this request"))
+            else:
+                self._replays += 1
+                again.append(flight)
+        # Suspects last, so that the others may be ready before the next death.
+        for flight in sorted(again, key=lambda flight: (flight.deaths, flight.submitted)):
+            log.warning("request %s is run again, replay %d", flight.request_id, flight.replays)
+            self._dispatch(flight)
+
+    def _admit(self, request: GenerateRequest, request_id: str) -> _Flight:
+        job = validate(request, self._manifest)
+        if not self._was_ready:
+            raise NotReady
+        if self._closing:
+            raise self._refuse("draining", DRAINING_RETRY)
+        if request_id in self._flights:
+            raise ValueError(f"request id {request_id!r} is in use")
+        if self._quarantined(job):
+            raise WorkerFailed("workers died on such a request; it is refused for a while")
+        if len(self._flights) >= self._options.capacity:
+            seconds = [place.seconds for places in self._places.values() for place in places.values()]
+            raise self._refuse("queue_full", min(seconds, default=1.0))
+        flight = _Flight(next(self._numbers), request_id, job, time.monotonic())
+        self._flights[request_id] = flight
+        self._dispatch(flight)
+        return flight
+
+    def _refuse(self, reason: RefusalReason, retry_after: float) -> Overloaded:
+        self._refusals[reason] += 1
+        return Overloaded(reason, max(LEAST_RETRY, retry_after))
+
+    def _quarantined(self, job: Job) -> bool:
+        now = time.monotonic()
+        self._quarantine = {key: until for key, until in self._quarantine.items() if until > now}
+        return bool(self._quarantine) and fingerprint(job) in self._quarantine
+
+    def _dispatch(self, flight: _Flight) -> None:
+        """Give a request to the worker that should finish it first, or let it wait until one can take it."""
+        able = [worker for worker in self._workers if worker.state == "warm" and worker.free]
+        if not able:
+            self._waiting.append(flight)
+            return
+        worker = min(able, key=lambda worker: (worker.silent, sum(p.seconds for p in self._places[worker].values())))
+        job, slot = flight.job, worker.free.pop()
+        self._places[worker][flight.number] = _Place(flight, slot, worker.expected_seconds(job))
+        worker.shared.write_control(slot, job)
+        worker.send(
+            Submit(
+                flight.number,
+                flight.request_id,
+                replace(job, control=None),
+                job.control is not None,
+                slot,
+                flight.submitted,
+                flight.deaths > 0,
+            )
+        )
+
+    def _pump(self) -> None:
+        """Try again for those that wait."""
+        waiting, self._waiting = self._waiting, []
+        for flight in waiting:
+            self._dispatch(flight)
+
+    async def _next(self, flight: _Flight) -> Event | Exception:
+        """The next event. A deadline passes even when no worker is there to say so."""
+        if flight.job.timeout is None:
+            return await flight.events.get()
+        left = flight.submitted + flight.job.timeout + LATE - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                return await flight.events.get()
+        except TimeoutError:
+            self._recall(flight)
+            flight.over = True
+            return DeadlineMissed()
+
+    def _recall(self, flight: _Flight) -> None:
+        """Have no more work done for it. A worker's slot is free when the worker has said that it left it."""
+        if flight in self._waiting:
+            self._waiting.remove(flight)
+        for worker, places in self._places.items():
+            if flight.number in places and not flight.over:
+                worker.send(Cancel(flight.number))
+
+    def _leave(self, flight: _Flight) -> None:
+        """Its generator is finished, or closed early."""
+        if not flight.over:
+            self._cancelled += 1
+            self._recall(flight)
+            flight.over = True
+        del self._flights[flight.request_id]
+        if not self._flights:
+            self._idle.set()

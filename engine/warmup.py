@@ -1,0 +1,83 @@
+"""Run every module once before a worker counts as ready, and measure what calls cost."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from engine.costs import CostModel
+from engine.pipeline import Pipeline, Sample
+from engine.request import GenerateRequest, Job, validate
+from engine.ticket import Shape, Stage
+
+Measured = dict[tuple[Stage, Shape, int], float]
+
+CONTROL_AREA = 1.5  # how much larger a picture with control counts, where only one of the two was measured
+
+
+def area(shape: Shape) -> float:
+    """Pixels of a shape class, weighted; what the cost model compares those by that were not measured."""
+    assert isinstance(shape, tuple)
+    size, controlled, *_ = shape
+    return float(size.width * size.height * (CONTROL_AREA if controlled else 1.0))
+
+
+def warm_up(pipeline: Pipeline, seconds: float) -> CostModel:
+    """Run all modules at the default size; then larger batches, until about `seconds` are used up.
+
+    The first call of each shape may include preparations of the runtime, so the faster of two counts.
+    """
+    manifest = pipeline.manifest
+    end = time.monotonic() + seconds
+    size = manifest.images.default
+    plain = validate(GenerateRequest("warm-up"), manifest)
+    jobs = [plain]
+    if manifest.controllable:
+        blank = np.zeros((size.height, size.width, 3), dtype=np.uint8)
+        jobs.append(validate(GenerateRequest("warm-up", control=blank, control_kind="picture"), manifest))
+    measured: Measured = {}
+    for job in jobs:
+        _measure(pipeline, job, 1, measured)
+    batch = 2
+    # Twice the size costs at most about twice the time, so that a batch is begun only if it should fit.
+    while batch <= pipeline.max_batch:
+        for job in jobs:
+            spent = time.monotonic()
+            if spent + 4.0 * _call(measured, job, batch // 2) > end:
+                return CostModel(measured, area)
+            _measure(pipeline, job, batch, measured)
+        batch *= 2
+    return CostModel(measured, area)
+
+
+def _call(measured: Measured, job: Job, batch: int) -> float:
+    shape = (job.size, job.control is not None)
+    return measured["denoise", shape, batch] + measured["decode", shape, batch]
+
+
+def _measure(pipeline: Pipeline, job: Job, batch: int, measured: Measured) -> None:
+    shape = (job.size, job.control is not None)
+    text = pipeline.encode_text(job.prompt)
+    if batch == 1:
+        measured["text", None, 1] = _faster(lambda: pipeline.encode_text(job.prompt))
+    control = pipeline.encode_control(job)
+    if job.control is not None and batch == 1:
+        measured["control", shape, 1] = _faster(lambda: pipeline.encode_control(job))
+    samples: list[Sample] = []
+
+    def denoise() -> None:
+        samples[:] = [pipeline.start(job, text, control) for _ in range(batch)]
+        pipeline.denoise(samples)
+
+    measured["denoise", shape, batch] = _faster(denoise)
+    measured["decode", shape, batch] = _faster(lambda: pipeline.decode(samples))
+
+
+def _faster(call: Callable[[], object]) -> float:
+    """Seconds of the faster of two calls."""
+    spent = []
+    for _ in range(2):
+        start = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - start)
+    return min(spent)
