@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 
 from engine.ticket import Shape, Stage
 
-RATE = 0.1  # how far one observation moves its own batch size; it moves the others of its curve a quarter as far
+RATE = 0.1  # how far one observation moves its own batch size
+SHARE = 0.25  # how far it moves the others of its curve, relative to that: what slows one mostly slows all
 OUTLIER = 4.0  # no observation counts as further off than this factor, so one hiccup does not change the policy
 
 
@@ -14,7 +15,7 @@ class CostModel:
 
     `measured` maps (stage, shape class, batch size) to seconds. The stage `text` has the shape class None. A preview
     that was not measured costs what decoding does. A shape class that was not measured is estimated from the nearest
-    one by `area` (pixels, say), which maps shape classes to sizes; control and no control may differ there too.
+    one by `area`, which maps shape classes to sizes (pixels, say).
 
     Raises:
         ValueError: text, denoise or decode was never measured, or a measurement is not positive.
@@ -24,67 +25,59 @@ class CostModel:
         self, measured: Mapping[tuple[Stage, Shape, int], float], area: Callable[[Shape], float] = lambda shape: 1.0
     ) -> None:
         self._area = area
-        self._curves: dict[tuple[Stage, Shape], dict[int, float]] = {}
-        self._memo: dict[tuple[Stage, Shape], dict[int, float]] = {}
+        self._curves: dict[tuple[Stage, Shape], list[float]] = {}  # seconds of batches of 1, 2, …
+        points: dict[tuple[Stage, Shape], dict[int, float]] = {}
         for (stage, shape, batch), seconds in measured.items():
             if batch < 1 or not seconds > 0.0:
                 raise ValueError(f"{stage} of {shape} in batches of {batch} was measured as {seconds} s")
-            self._curves.setdefault((stage, shape), {})[batch] = seconds
-        missing = {"text", "denoise", "decode"} - {stage for stage, _ in self._curves}
+            points.setdefault((stage, shape), {})[batch] = seconds
+        missing = {"text", "denoise", "decode"} - {stage for stage, _ in points}
         if missing:
             raise ValueError(f"not measured: {', '.join(sorted(missing))}")
+        for key, curve in points.items():
+            self._curves[key] = [_interpolate(curve, batch) for batch in range(1, max(curve) + 1)]
 
     def seconds(self, stage: Stage, shape: Shape, batch: int = 1) -> float:
         """Predicted seconds of one call with `batch` samples."""
-        key = (stage, None if stage == "text" else shape)
-        memo = self._memo.get(key)
-        if memo is None:
-            memo = self._memo[key] = {}
-        known = memo.get(batch)
-        if known is None:
-            known = memo[batch] = _interpolate(self._curve(*key), batch)
-        return known
+        return self.curve(stage, shape, batch)[batch - 1]
 
     def observe(self, stage: Stage, shape: Shape, batch: int, seconds: float) -> None:
         """Correct the model by one call that took `seconds`."""
-        key = (stage, None if stage == "text" else shape)
-        expected = self.seconds(*key, batch)
-        ratio = min(max(seconds / expected, 1.0 / OUTLIER), OUTLIER)
-        curve = self._curve(*key)
-        others, own = 1.0 + RATE / 4.0 * (ratio - 1.0), 1.0 + RATE * (ratio - 1.0)
-        corrected = {size: value * others for size, value in curve.items()}
-        corrected[batch] = expected * own
-        self._curves[key] = dict(sorted(corrected.items()))
-        self._memo.clear()
+        curve = self.curve(stage, shape, batch)
+        ratio = min(max(seconds / curve[batch - 1], 1.0 / OUTLIER), OUTLIER)
+        own, others = 1.0 + RATE * (ratio - 1.0), 1.0 + SHARE * RATE * (ratio - 1.0)
+        corrected = curve[batch - 1] * own
+        for index in range(len(curve)):
+            curve[index] *= others
+        curve[batch - 1] = corrected
 
-    def _curve(self, stage: Stage, shape: Shape) -> dict[int, float]:
-        curve = self._curves.get((stage, shape))
-        if curve is None and stage == "preview":
-            return self._curve("decode", shape)
+    def curve(self, stage: Stage, shape: Shape, batch: int) -> list[float]:
+        """Seconds of calls with 1, 2, … samples, at least as far as `batch`; to be read only."""
+        key = (stage, None if stage == "text" else shape)
+        curve = self._curves.get(key)
         if curve is None:
-            wanted = self._area(shape)
-            candidates = [known for known in self._curves if known[0] == stage]
-            if not candidates:
-                raise ValueError(f"not measured: {stage}")
-            nearest = min(candidates, key=lambda known: abs(self._area(known[1]) / wanted - 1.0))
-            factor = wanted / self._area(nearest[1])
-            curve = {size: value * factor for size, value in self._curves[nearest].items()}
-            self._curves[stage, shape] = curve
+            curve = self._curves[key] = self._estimate(*key)
+        while len(curve) < batch:  # beyond what was measured, along the last slope
+            curve.append(2.0 * curve[-1] - curve[-2] if len(curve) > 1 else 2.0 * curve[-1])
         return curve
+
+    def _estimate(self, stage: Stage, shape: Shape) -> list[float]:
+        if stage == "preview" and not any(known == "preview" for known, _ in self._curves):
+            return list(self.curve("decode", shape, 1))
+        known = [other for measured, other in self._curves if measured == stage]
+        if not known:
+            raise ValueError(f"not measured: {stage}")
+        wanted = self._area(shape)
+        nearest = min(known, key=lambda other: abs(self._area(other) / wanted - 1.0))
+        return [seconds * wanted / self._area(nearest) for seconds in self._curves[stage, nearest]]
 
 
 def _interpolate(curve: Mapping[int, float], batch: int) -> float:
-    """Between measured sizes linear, below the first proportional, beyond the last along the last slope."""
-    if batch in curve:
-        return curve[batch]
+    """Between measured sizes linear, below the first proportional."""
     sizes = sorted(curve)
     index = bisect_left(sizes, batch)
+    high = sizes[index]
     if index == 0:
-        return curve[sizes[0]] * batch / sizes[0]
-    if index == len(sizes):
-        if len(sizes) == 1:
-            return curve[sizes[0]] * batch / sizes[0]
-        index -= 1
-    low, high = sizes[index - 1], sizes[index]
-    slope = (curve[high] - curve[low]) / (high - low)
-    return max(curve[low] + slope * (batch - low), 1e-9)
+        return curve[high] * batch / high
+    low = sizes[index - 1]
+    return curve[low] + (curve[high] - curve[low]) * (batch - low) / (high - low)

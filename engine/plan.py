@@ -1,76 +1,151 @@
-"""Which requests run next: the order among them, and how many share a call."""
+"""Which requests run next: the order among them, how many share a call, and when each would be ready."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
 from engine.costs import CostModel
-from engine.ticket import Shape, Stage, Ticket, Work
+from engine.flight import Flight
+from engine.ticket import Shape, Stage, Work
 
-Limits = Mapping[tuple[Stage, Shape], int]
-
-
-@dataclass(eq=False)
-class Flight:
-    """One computation under way, for everybody in `audience` (by id). It bears the id of its first ticket."""
-
-    id: str
-    ticket: Ticket
-    audience: dict[str, Ticket]
-    todo: list[Stage]  # encodings that are missing
-    target: int  # steps that it is meant to take
-    step: int = 0
-    preview: bool = False  # one is due
-    busy: bool = False  # part of a call that runs
-    begun: bool = False
-    deadline: float = field(default=inf)  # the earliest of the audience
-
-    @property
-    def stage(self) -> Stage:
-        """What it needs next."""
-        if self.todo:
-            return self.todo[0]
-        if self.preview:
-            return "preview"
-        return "denoise" if self.step < self.target else "decode"
-
-    def seconds_left(self, costs: CostModel) -> float:
-        """What it would take alone."""
-        shape = self.ticket.shape
-        seconds = sum(costs.seconds(stage, shape) for stage in self.todo)
-        seconds += (self.target - self.step) * costs.seconds("denoise", shape)
-        return seconds + costs.seconds("decode", shape)
+MARGIN = 0.03  # predictions count as so much longer
 
 
-def choose(flights: Sequence[Flight], costs: CostModel, max_batch: int) -> Work | None:
-    """The next call; None if every flight is part of one that runs."""
-    ready = [flight for flight in flights if not flight.busy]
-    if not ready:
-        return None
-    ready.sort(
-        key=lambda flight: (flight.ticket.priority == "batch", flight.seconds_left(costs), flight.ticket.arrived)
-    )
-    lead = ready[0]
-    shape, stage = lead.ticket.shape, lead.stage
-    if stage in ("text", "control"):
-        return Work(stage, shape, (lead.id,))
-    if stage in ("preview", "decode"):
-        mates = [flight for flight in ready if flight.stage == stage and flight.ticket.shape == shape]
-        size = best_batch(stage, shape, len(mates), max_batch, costs)
-        return Work(stage, shape, tuple(flight.id for flight in mates[:size]))
-    mates = [f for f in ready if f.ticket.shape == shape and (f.todo or f.stage == "denoise")]
-    size = best_batch(stage, shape, len(mates), max_batch, costs)
-    for flight in mates[:size]:
-        if flight.todo:
-            return Work(flight.todo[0], shape, (flight.id,))
-    return Work("denoise", shape, tuple(flight.id for flight in mates[:size]))
+@dataclass(frozen=True)
+class Plan:
+    """An order of flights, when each is ready by it, and how many are late. `cut`: with no more steps than needed."""
+
+    order: Sequence[Flight]
+    ready: dict[str, float]
+    late: frozenset[str]
+    cut: bool = False
+    alone: bool = False  # the first runs without company
 
 
-def best_batch(stage: Stage, shape: Shape, waiting: int, max_batch: int, costs: CostModel) -> int:
-    """How many of `waiting` equal samples to take into each call so that they are ready earliest on average.
+@dataclass(frozen=True)
+class Planner:
+    """Makes plans for one device. `worth`: see `Load.worth`."""
 
-    Groups of b are ready after c(b), 2 c(b), …, c(b) n / b: on average after c(b) (n / b + 1) / 2. Where a batch
-    costs as much as its samples one by one, that is least for b = 1; where it costs as much as one, for b = n.
-    """
-    sizes = range(1, min(waiting, max_batch) + 1)
-    return min(sizes, key=lambda size: costs.seconds(stage, shape, size) * (waiting / size + 1.0))
+    costs: CostModel
+    max_batch: int
+    worth: float = 1.0
+    limits: Mapping[tuple[Stage, Shape], int] = field(default_factory=dict)
+
+    def plan(self, flights: Sequence[Flight], now: float) -> Plan:
+        """The first of these that keeps every deadline, or else the one that breaks the fewest.
+
+        By due time, what only needs decoding first; by deadline; the same with the most urgent alone; both with
+        elastic requests cut short.
+        """
+        order = sorted(flights, key=lambda flight: (flight.stage != "decode", flight.due))
+        if all(flight.deadline == inf for flight in flights):
+            return Plan(order, {}, frozenset())
+        best = self.foresee(order, now)
+        if not best.late:
+            return best
+        urgent = sorted(flights, key=lambda flight: flight.urgency)
+        elastic = any(flight.steps_left() > flight.steps_left(cut=True) for flight in flights)
+        for cut in (False, True)[: 1 + elastic]:
+            for alone in (False, True):
+                plan = self.foresee(urgent, now, cut, alone, skip=True)
+                if len(plan.late) < len(best.late):
+                    best = plan
+                if not best.late:
+                    return best
+        return best
+
+    def foresee(
+        self, order: Sequence[Flight], now: float, cut: bool = False, alone: bool = False, skip: bool = False
+    ) -> Plan:
+        """What becomes of flights that run in this order, in groups of a good batch size.
+
+        With `skip`, those that would be late are put last, so that they make nobody else late.
+        """
+        waiting = len(order)
+        groups: dict[Shape, list[Flight]] = {}
+        for flight in order:
+            if flight.stage != "decode":
+                groups.setdefault(flight.ticket.shape, []).append(flight)
+        sizes = {shape: self.batch("denoise", shape, len(group), waiting) for shape, group in groups.items()}
+        ready: dict[str, float] = {}
+        put_off: list[Flight] = []
+        seen: set[str] = set()
+        clock = now
+        for lead in order:
+            if lead.id in seen:
+                continue
+            members = [lead]
+            if lead.stage != "decode":
+                shape = lead.ticket.shape
+                size = 1 if alone and not ready else sizes[shape]
+                groups[shape] = group = [flight for flight in groups[shape] if flight.id not in seen]
+                members = group[:size]
+            times = self._times(members, clock, cut)
+            if skip and times[members.index(lead)] > lead.deadline:
+                put_off.append(lead)
+                seen.add(lead.id)
+                continue
+            for flight, time in zip(members, times, strict=True):
+                ready[flight.id] = time
+                seen.add(flight.id)
+            clock = times[-1]
+        for flight in put_off:
+            clock = ready[flight.id] = self._times([flight], clock, cut)[0]
+        late = frozenset(flight.id for flight in order if ready[flight.id] > flight.deadline)
+        if put_off:
+            order = [flight for flight in order if flight not in put_off] + put_off
+        return Plan(order, ready, late, cut, alone)
+
+    def _times(self, members: Sequence[Flight], now: float, cut: bool) -> list[float]:
+        """When each of a group is ready: all that comes before decoding, then one decoding after the other.
+
+        Steps are charged at the full batch's price, because somebody takes the place of whoever leaves it.
+        """
+        costs, shape = self.costs, members[0].ticket.shape
+        decode = costs.seconds("decode", shape)
+        step = costs.seconds("denoise", shape, len(members)) / len(members)
+        seconds = sum(flight.seconds_besides(costs) - decode + flight.steps_left(cut) * step for flight in members)
+        stretch = 1.0 + MARGIN
+        return [now + stretch * (seconds + (index + 1) * decode) for index in range(len(members))]
+
+    def call(self, plan: Plan) -> Work:
+        """The first call of a plan."""
+        order = plan.order
+        lead = order[0]
+        shape = lead.ticket.shape
+        if lead.stage == "decode":
+            return self._together(
+                "decode", [f for f in order if f.ticket.shape == shape and f.stage == "decode"], order
+            )
+        mates = [flight for flight in order if flight.ticket.shape == shape and flight.stage != "decode"]
+        group = mates[: 1 if plan.alone else self.batch("denoise", shape, len(mates), len(order))]
+        for flight in group:
+            if flight.todo:
+                return Work(flight.todo[0], shape, (flight.id,))
+        if previews := [flight for flight in group if flight.preview]:
+            return self._together("preview", previews, order)
+        return Work("denoise", shape, tuple(flight.id for flight in group))
+
+    def _together(self, stage: Stage, flights: Sequence[Flight], order: Sequence[Flight]) -> Work:
+        shape = flights[0].ticket.shape
+        size = self.batch(stage, shape, len(flights), len(order))
+        return Work(stage, shape, tuple(flight.id for flight in flights[:size]))
+
+    def batch(self, stage: Stage, shape: Shape, mates: int, waiting: int) -> int:
+        """How many of `mates` to take into a call so that all `waiting` requests are ready earliest on average.
+
+        Let n equal requests wait. In groups of b they are ready after c(b), 2 c(b), …, c(b) n / b: on average after
+        c(b) (n / b + 1) / 2. Where a batch costs as much as its samples one by one, that is least for b = 1; where it
+        costs as much as one sample, for b = n; where c(b) = fixed + b · marginal, for b = √(n · fixed / marginal).
+        Requests yet to come count among those that wait (`worth`), so that near capacity throughput is all.
+        """
+        most = min(mates, self.max_batch, self.limits.get((stage, shape), self.max_batch))
+        if most == 1:
+            return 1
+        behind = waiting * self.worth
+        curve = self.costs.curve(stage, shape, most)
+        best, least = 1, inf
+        for size in range(1, most + 1):
+            if (value := curve[size - 1] * (behind / size + 1.0)) < least:
+                best, least = size, value
+        return best

@@ -1,11 +1,13 @@
 """Decides, call by call, what the device does next. Pure: no tensors, no threads, no clock of its own."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from math import inf
 
 from engine.costs import CostModel
-from engine.plan import Flight, choose
-from engine.ticket import Finished, Refused, Stage, Ticket, Work
+from engine.flight import Flight
+from engine.load import Load
+from engine.plan import Planner
+from engine.ticket import Finished, Refused, Shape, Stage, Ticket, Work
 
 
 class Scheduler:
@@ -13,16 +15,20 @@ class Scheduler:
 
     The caller alternates `next`, the call itself, and `finish`; in between it may admit and cancel. Identical
     requests are computed once: the first ticket of a key gives the computation its id, later ones join its audience.
-    At most `capacity` tickets are held, and at most `max_batch` samples share a call.
+    At most `capacity` tickets are held, and at most `max_batch` samples share a call. Times are seconds on the
+    caller's clock and never go back.
     """
 
     def __init__(self, costs: CostModel, max_batch: int, capacity: int) -> None:
         self.costs = costs
         self._max_batch = max_batch
         self._capacity = capacity
+        self._load = Load()
+        self._limits: dict[tuple[Stage, Shape], int] = {}
         self._flights: dict[str, Flight] = {}
         self._keys: dict[Hashable, Flight] = {}
         self._tickets: dict[str, Flight] = {}
+        self._calls: dict[Work, tuple[float, tuple[Flight, ...]]] = {}  # those that run: since when, for whom
 
     @property
     def queued(self) -> int:
@@ -40,69 +46,92 @@ class Scheduler:
 
     def audience(self, id: str) -> tuple[str, ...]:
         """The tickets that wait for the computation under this id."""
-        return tuple(self._flights[id].audience)
+        flight = self._flights.get(id)
+        return tuple(flight.audience) if flight else ()
 
     def admit(self, ticket: Ticket, now: float) -> None:
         """Take a ticket.
 
         Raises:
-            Refused: there are `capacity` tickets already, or its deadline cannot be met.
+            Refused: there are `capacity` tickets already, or its deadline cannot be met without breaking another's.
             ValueError: its id is in use, or its numbers of steps make no sense.
         """
-        if ticket.id in self._tickets or ticket.id in self._flights:
+        if self._used(ticket.id):
             raise ValueError(f"id {ticket.id!r} is in use")
         if not 1 <= ticket.min_steps <= ticket.steps:
             raise ValueError(f"{ticket.min_steps} to {ticket.steps} steps")
-        if len(self._tickets) >= self._capacity:
-            soonest = min(flight.seconds_left(self.costs) for flight in self._flights.values())
-            raise Refused("queue_full", soonest)
-        if ticket.deadline is not None:
-            late = self.predicted_completion(ticket, now) - ticket.deadline
-            if late > 0.0:
-                raise Refused("deadline", late)
-        flight = self._keys.get(ticket.key)
+        flight = self._shared(ticket)
         if flight is None:
-            flight = _flight(ticket)
-            self._flights[flight.id] = self._keys[ticket.key] = flight
-        flight.audience[ticket.id] = ticket
-        flight.deadline = _earliest(flight.audience.values())
-        self._tickets[ticket.id] = flight
+            flight = Flight.of(ticket, self.costs)
+            self._load.arrive(self._least_occupation(ticket), now)
+        if len(self._tickets) >= self._capacity:
+            plan = self._planner(now).foresee(list(self._flights.values()), self._start(now))
+            raise Refused("queue_full", max(min(plan.ready.values()) - now, 0.0))
+        before = list(self._flights.values())
+        self._add(flight, ticket)
+        if ticket.deadline is None:
+            return
+        planner, start = self._planner(now), self._start(now)
+        plan = planner.plan(list(self._flights.values()), start)
+        if not plan.late:
+            return
+        late = plan.late - planner.plan(before, start).late if flight.id not in plan.late else plan.late
+        if late:
+            lateness = max(plan.ready[id] - self._flights[id].deadline for id in late)
+            self.cancel(ticket.id, now)
+            raise Refused("deadline", lateness)
 
     def predicted_completion(self, ticket: Ticket, now: float) -> float:
         """When the ticket's picture would be ready if it were admitted now."""
-        flight = self._keys.get(ticket.key) or _flight(ticket)
-        ahead = sum(other.seconds_left(self.costs) for other in self._flights.values() if other is not flight)
-        return now + ahead + flight.seconds_left(self.costs)
+        flight = self._shared(ticket)
+        flights = list(self._flights.values())
+        if flight is None:
+            flight = Flight.of(ticket, self.costs)
+            flight.join(ticket)
+            flights.append(flight)
+        planner, start = self._planner(now), self._start(now)
+        plan = planner.plan(flights, start)
+        return (plan if plan.ready else planner.foresee(plan.order, start)).ready[flight.id]
 
     def cancel(self, id: str, now: float) -> bool:
         """Forget a ticket; a call that runs is finished, but no further one is made. False: no such ticket."""
         flight = self._tickets.pop(id, None)
         if flight is None:
             return False
-        del flight.audience[id]
-        flight.deadline = _earliest(flight.audience.values())
+        flight.leave(id)
         if not flight.audience:
             self._forget(flight)
         return True
 
     def drop_hopeless(self, now: float) -> tuple[str, ...]:
         """Forget the tickets whose deadline cannot be met any more, even alone and with the fewest steps."""
-        dropped = [
+        hopeless = [
             ticket.id
             for flight in self._flights.values()
+            if flight.deadline < inf and flight.deadline < now + flight.seconds_alone(self.costs, cut=True)
             for ticket in flight.audience.values()
-            if ticket.deadline is not None and now + self._least_seconds(flight) > ticket.deadline
+            if ticket.deadline is not None and ticket.deadline < now + flight.seconds_alone(self.costs, cut=True)
         ]
-        for id in dropped:
+        for id in hopeless:
             self.cancel(id, now)
-        return tuple(dropped)
+        return tuple(hopeless)
 
     def next(self, now: float) -> Work | None:
         """What to do now; None if there is nothing. Every work handed out comes back through `finish` or `abandon`."""
-        work = choose(list(self._flights.values()), self.costs, self._max_batch)
-        if work is not None:
-            for id in work.ids:
-                self._flights[id].busy = self._flights[id].begun = True
+        flights = [flight for flight in self._flights.values() if not flight.busy]
+        if not flights:
+            return None
+        planner = self._planner(now)
+        plan = planner.plan(flights, now)
+        if plan.cut:
+            for flight in flights:
+                if flight.can_be_cut and not flight.todo:
+                    flight.cut()
+        work = planner.call(plan)
+        members = tuple(self._flights[id] for id in work.ids)
+        for flight in members:
+            flight.busy = flight.begun = True
+        self._calls[work] = (now, members)
         return work
 
     def finish(self, work: Work, seconds: float | None, now: float) -> tuple[Finished, ...]:
@@ -113,47 +142,58 @@ class Scheduler:
         if seconds is not None:
             self.costs.observe(work.stage, work.shape, len(work.ids), seconds)
         finished = []
-        for id in work.ids:
-            flight = self._flights.get(id)
-            if flight is None:
-                continue
-            flight.busy = False
-            if work.stage == "denoise":
-                flight.step += 1
-                flight.preview = flight.step < flight.target and flight.step in flight.ticket.previews
-            elif work.stage == "preview":
-                flight.preview = False
-            elif work.stage == "decode":
-                finished.append(Finished(id, tuple(flight.audience), flight.step))
-                for ticket in flight.audience:
-                    del self._tickets[ticket]
+        for flight in self._calls.pop(work)[1]:
+            if work.stage != "decode":
+                flight.advance(work.stage)
+            elif flight.audience:
+                finished.append(Finished(flight.id, tuple(flight.audience), flight.step))
+                for id in flight.audience:
+                    del self._tickets[id]
                 self._forget(flight)
-            else:
-                flight.todo.remove(work.stage)
         return tuple(finished)
 
-    def abandon(self, work: Work) -> None:
-        """Note that a call failed without effect: its requests are as they were before."""
-        for id in work.ids:
-            flight = self._flights.get(id)
-            if flight is not None:
-                flight.busy = False
+    def abandon(self, work: Work, max_batch: int | None = None) -> None:
+        """Note that a call failed without effect: its requests are as they were before.
 
-    def _least_seconds(self, flight: Flight) -> float:
-        steps = max(flight.ticket.min_steps, flight.step)
-        saved = (flight.target - steps) * self.costs.seconds("denoise", flight.ticket.shape)
-        return flight.seconds_left(self.costs) - max(saved, 0.0)
+        With `max_batch`, calls of this stage and shape class are no larger from now on.
+        """
+        for flight in self._calls.pop(work)[1]:
+            flight.busy = False
+        if max_batch is not None:
+            self._limits[work.stage, work.shape] = max(max_batch, 1)
+
+    def _planner(self, now: float) -> Planner:
+        return Planner(self.costs, self._max_batch, self._load.worth(now), self._limits)
+
+    def _start(self, now: float) -> float:
+        """From when on to predict: a call that runs counts from its start, for its requests are as they were then."""
+        starts = [
+            max(since, now - self.costs.seconds(work.stage, work.shape, len(work.ids)))
+            for work, (since, _) in self._calls.items()
+        ]
+        return min(starts, default=now)
+
+    def _used(self, id: str) -> bool:
+        running = any(id in work.ids for work in self._calls)
+        return running or id in self._tickets or id in self._flights
+
+    def _shared(self, ticket: Ticket) -> Flight | None:
+        """The computation that the ticket can join: not one that was cut too short for it."""
+        flight = self._keys.get(ticket.key)
+        return flight if flight is not None and flight.target >= ticket.min_steps else None
+
+    def _least_occupation(self, ticket: Ticket) -> float:
+        """Seconds of the device that the ticket takes in the best batches."""
+        shape, sizes = ticket.shape, range(1, self._max_batch + 1)
+        step = min(self.costs.seconds("denoise", shape, size) / size for size in sizes)
+        return Flight.of(ticket, self.costs).seconds_besides(self.costs) + ticket.steps * step
+
+    def _add(self, flight: Flight, ticket: Ticket) -> None:
+        flight.join(ticket)
+        self._flights[flight.id] = self._keys[ticket.key] = flight
+        self._tickets[ticket.id] = flight
 
     def _forget(self, flight: Flight) -> None:
         del self._flights[flight.id]
         if self._keys.get(flight.ticket.key) is flight:
             del self._keys[flight.ticket.key]
-
-
-def _flight(ticket: Ticket) -> Flight:
-    todo: list[Stage] = [stage for stage in ("text", "control") if getattr(ticket.encode, stage)]
-    return Flight(ticket.id, ticket, {}, todo, ticket.steps)
-
-
-def _earliest(tickets: Iterable[Ticket]) -> float:
-    return min((ticket.deadline for ticket in tickets if ticket.deadline is not None), default=inf)

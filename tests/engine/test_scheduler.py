@@ -3,6 +3,7 @@
 import pytest
 
 from engine.costs import CostModel
+from engine.plan import MARGIN
 from engine.scheduler import Scheduler
 from engine.ticket import Preparation, Refused, Ticket, Work
 
@@ -64,4 +65,4 @@ def test_refusals_say_why_and_for_how_long():
     scheduler.admit(ticket("c"), 0.0)
     with pytest.raises(Refused) as refused:
         scheduler.admit(ticket("d"), 0.0)
-    assert refused.value.reason == "queue_full" and refused.value.retry_after == 25.0
+    assert refused.value.reason == "queue_full" and refused.value.retry_after == pytest.approx(25.0 * (1.0 + MARGIN))

@@ -1,0 +1,65 @@
+"""Stage costs of a bundle on this machine."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from engine.backends import BackendOptions, create
+from engine.bundle import Bundle
+from engine.pipeline import Pipeline, Sample
+from engine.request import GenerateRequest, validate
+from engine.ticket import Shape, Stage
+
+Key = tuple[Stage, Shape, int]
+
+
+def costs(folder: Path, rounds: int = 15) -> dict[Key, float]:
+    """Median seconds by stage, shape class (side in pixels, controlled) and batch size, on OpenVINO.
+
+    Every round times each call once, in an order that is shuffled anew, so that what else the machine does falls on
+    all alike. Pictures of the bundle's default size only.
+    """
+    bundle = Bundle.load(folder)
+    pipeline = Pipeline(bundle, create("openvino", BackendOptions()))
+    calls = _calls(pipeline)
+    seconds: dict[Key, list[float]] = {key: [] for key in calls}
+    order = list(calls)
+    for index in range(2 + rounds):
+        random.shuffle(order)
+        for key in order:
+            start = time.perf_counter()
+            calls[key]()
+            if index >= 2:  # the first ones warm up
+                seconds[key].append(time.perf_counter() - start)
+    return {key: statistics.median(seconds[key]) for key in calls}
+
+
+def _calls(pipeline: Pipeline) -> dict[Key, Callable[[], object]]:
+    manifest = pipeline.manifest
+    side = manifest.images.default.width
+    edges = np.zeros((manifest.images.default.height, side, 3), dtype=np.uint8)
+    prompt = "a red apple on a blue background"
+    calls: dict[Key, Callable[[], object]] = {("text", None, 1): lambda: pipeline.encode_text(prompt)}
+    for controlled in (False, True) if manifest.controllable else (False,):
+        request = GenerateRequest(prompt, steps=manifest.steps.max, control=edges if controlled else None)
+        job = validate(request, manifest)
+        control = pipeline.encode_control(job)
+        text = pipeline.encode_text(prompt)
+        if controlled:
+            calls["control", (side, True), 1] = lambda job=job: pipeline.encode_control(job)
+        for batch in range(1, pipeline.max_batch + 1):
+            samples = [pipeline.start(job, text, control) for _ in range(batch)]
+            calls["denoise", (side, controlled), batch] = lambda samples=samples: _step(pipeline, samples)
+            calls["decode", (side, controlled), batch] = lambda samples=samples: pipeline.decode(samples)
+    return calls
+
+
+def _step(pipeline: Pipeline, samples: list[Sample]) -> None:
+    """One step; samples that are finished begin anew."""
+    for sample in samples:
+        sample.step %= len(sample.schedule)
+    pipeline.denoise(samples)
