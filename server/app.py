@@ -1,4 +1,4 @@
-"""The HTTP application: routes, and how they meet the runner."""
+"""The HTTP application: routes, and how they meet the engine."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -6,31 +6,32 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from engine.client import EngineClient
 from server import errors
 from server.images import ImageService
 from server.limits import BodyLimit
 from server.metrics import MeasuredApp, Metrics
-from server.runner import Runner
+from server.request_id import RequestId
 from server.schemas import ImageRequest, ImageResponse, ModelList
 from server.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseException | None], None]) -> FastAPI:
+def create_app(settings: Settings, client: EngineClient, on_loaded: Callable[[BaseException | None], None]) -> FastAPI:
     """Build the application. `on_loaded` is called once: with None when ready, or with the reason why it never will be.
 
-    It answers from the start (`/healthz`), and makes pictures as soon as the runner has loaded (`/readyz`).
+    It answers from the start (`/healthz`), and makes pictures as soon as the engine has loaded (`/readyz`).
     """
     release = version("pixart-delta-server")
     metrics = Metrics()
-    metrics.build.labels(release, runner.manifest.name, settings.backend, settings.precision).set(1)
-    metrics.ready.set_function(lambda: float(runner.ready))
-    service = ImageService(runner, metrics, settings.max_control_pixels)
+    metrics.build.labels(release, client.manifest.name, settings.backend, settings.precision).set(1)
+    metrics.ready.set_function(lambda: float(client.ready))
+    service = ImageService(client, metrics, settings.max_control_pixels)
 
     def loaded(task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -38,11 +39,11 @@ def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseExce
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(runner.start())
+        loading = asyncio.create_task(client.start())
         loading.add_done_callback(loaded)
         yield
         loading.cancel()
-        await runner.close()
+        await client.close(settings.drain_seconds)
 
     app = FastAPI(
         title="PixArt-δ server",
@@ -54,9 +55,9 @@ def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseExce
     errors.install(app)
 
     @app.post("/v1/images/generations")
-    async def create_images(request: ImageRequest) -> ImageResponse:
+    async def create_images(body: ImageRequest, request: Request) -> ImageResponse:
         """Make pictures from a prompt and, if wanted, a control image."""
-        return await service.create(request)
+        return await service.create(body, request)
 
     @app.get("/v1/models")
     async def list_models() -> ModelList:
@@ -71,7 +72,7 @@ def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseExce
     @app.get("/readyz")
     async def readiness() -> Response:
         """Pictures can be made now."""
-        ready = runner.ready
+        ready = client.ready
         return JSONResponse({"status": "ready" if ready else "loading"}, 200 if ready else 503)
 
     @app.get("/metrics")
@@ -86,4 +87,5 @@ def create_app(settings: Settings, runner: Runner, on_loaded: Callable[[BaseExce
     routes = frozenset(path for route in app.routes if isinstance(path := getattr(route, "path", None), str))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(MeasuredApp, metrics=metrics, routes=routes)
+    app.add_middleware(RequestId)
     return app

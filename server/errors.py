@@ -8,8 +8,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from engine.client import Cancelled, DeadlineMissed, NotReady, Overloaded, WorkerFailed
 from engine.request import InvalidRequest
-from server.runner import Busy, NotReady
+from server.gather import ClientGone
 
 # Where the engine's fields stand in a request's body.
 _PARAMS = {"control": "control.image", "control_kind": "control.type", "strength": "control.strength"}
@@ -60,6 +61,31 @@ def out_of_range(error: InvalidRequest) -> ApiError:
     return ApiError(422, message, param=param, code="out_of_range")
 
 
+# What the engine and the connection may raise while pictures are made.
+FAILURES = (NotReady, Overloaded, DeadlineMissed, WorkerFailed, Cancelled, ClientGone)
+
+
+def failure(error: Exception) -> ApiError:
+    """Why there is no picture, for a request that was valid; anything but FAILURES is a bug."""
+    match error:
+        case NotReady():
+            return ApiError(503, "the model is still being loaded", code="not_ready", headers={"Retry-After": "1"})
+        case Overloaded():
+            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+            return ApiError(503 if error.reason == "draining" else 429, str(error), code=error.reason, headers=headers)
+        case DeadlineMissed():
+            return ApiError(
+                504, "the timeout passed before the picture was ready", param="timeout", code="deadline_missed"
+            )
+        case WorkerFailed():
+            return ApiError(503, "the workers that ran this request died", code="worker_failed")
+        case Cancelled():
+            return ApiError(499, "the request was cancelled", code="cancelled")
+        case ClientGone():
+            return ApiError(499, "the client hung up", code="client_gone")
+    return ApiError(500, "internal error; the server's log has the details", code="internal_error")
+
+
 def malformed(error: RequestValidationError) -> ApiError:
     """Name the first field that is wrong, and how."""
     first = error.errors()[0]
@@ -88,15 +114,11 @@ def install(app: FastAPI) -> None:
     async def _engine(request: Request, error: InvalidRequest) -> JSONResponse:
         return error_response(out_of_range(error))
 
-    @app.exception_handler(NotReady)
-    async def _not_ready(request: Request, error: NotReady) -> JSONResponse:
-        headers = {"Retry-After": "1"}
-        return error_response(ApiError(503, "the model is still being loaded", code="not_ready", headers=headers))
+    async def _engine_failure(request: Request, error: Exception) -> JSONResponse:
+        return error_response(failure(error))
 
-    @app.exception_handler(Busy)
-    async def _busy(request: Request, error: Busy) -> JSONResponse:
-        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-        return error_response(ApiError(429, str(error), code="busy", headers=headers))
+    for kind in FAILURES:
+        app.add_exception_handler(kind, _engine_failure)
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -112,4 +134,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:
         # The framework raises the error again, and the HTTP server logs it.
-        return error_response(ApiError(500, "internal error; the server's log has the details", code="internal_error"))
+        return error_response(failure(error))

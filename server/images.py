@@ -7,33 +7,36 @@ import time
 from dataclasses import replace
 
 import numpy as np
+from fastapi import Request
 from numpy.typing import NDArray
 
+from engine.client import EngineClient
 from engine.manifest import Manifest, Size
 from engine.request import MAX_PROMPT_CHARACTERS, GenerateRequest, InvalidRequest, validate
 from server import pictures
 from server.errors import ApiError, quote
+from server.gather import make, while_connected
 from server.metrics import Metrics
-from server.runner import Runner
 from server.schemas import MAX_IMAGES, Control, ImageData, ImageRequest, ImageResponse, Limits, Model, parse_size
 
 
 class ImageService:
     """Answers image requests. Pictures are decoded and encoded in threads; the event loop only waits."""
 
-    def __init__(self, runner: Runner, metrics: Metrics, max_control_pixels: int) -> None:
-        self._runner = runner
+    def __init__(self, client: EngineClient, metrics: Metrics, max_control_pixels: int) -> None:
+        self._client = client
         self._metrics = metrics
         self._max_control_pixels = max_control_pixels
-        self.model = describe(runner.manifest, int(time.time()))
+        self.model = describe(client.manifest, int(time.time()))
 
-    async def create(self, body: ImageRequest) -> ImageResponse:
+    async def create(self, body: ImageRequest, http: Request) -> ImageResponse:
         """Make the pictures that `body` asks for.
 
         Raises:
-            ApiError, InvalidRequest, NotReady, Busy: nothing was made.
+            ApiError, InvalidRequest, NotReady, Overloaded: nothing was made.
+            DeadlineMissed, WorkerFailed, Cancelled, ClientGone: nothing will be.
         """
-        manifest = self._runner.manifest
+        manifest = self._client.manifest
         if body.model not in (None, manifest.name):
             message = f"model {quote(str(body.model))!r} is not served here; this server has {manifest.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -44,18 +47,23 @@ class ImageService:
             size = validate(request, manifest).size
             control = await asyncio.to_thread(read_control, body.control, size, self._max_control_pixels)
             request = replace(request, control=control, control_kind=body.control.type)
-        result = await self._runner.generate(request, body.n)
+        making = make(self._client, request, body.n, http.state.request_id)
+        made = await while_connected(http.receive, making)
         start = time.perf_counter()
-        encoded = await asyncio.to_thread(lambda: [base64.b64encode(pictures.to_png(image)) for image in result.images])
-        timings = result.timings | {"png": time.perf_counter() - start}
+        encoded = await asyncio.to_thread(lambda: [base64.b64encode(pictures.to_png(each.image)) for each in made])
+        stages = {stage: max(each.timings[stage] for each in made) for stage in made[0].timings}
+        timings = stages | {"encode": time.perf_counter() - start}
         self._metrics.stages(timings)
         self._metrics.images.inc(len(encoded))
-        height, width = result.images.shape[1:3]
+        height, width = made[0].image.shape[:2]
         return ImageResponse(
             created=int(time.time()),
-            data=[ImageData(b64_json=png.decode(), seed=request.seed + i) for i, png in enumerate(encoded)],
+            data=[
+                ImageData(b64_json=png.decode(), seed=each.seed, steps=each.steps)
+                for png, each in zip(encoded, made, strict=True)
+            ],
             size=f"{width}x{height}",
-            prompt_truncated=result.truncated,
+            prompt_truncated=made[0].truncated,
             timings={stage: round(seconds, 6) for stage, seconds in timings.items()},
         )
 

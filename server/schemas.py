@@ -55,14 +55,15 @@ class ImageRequest(_Request):
 
 
 class ImageData(BaseModel):
-    """One picture: a PNG in base64, and the seed that makes it again."""
+    """One picture: a PNG in base64, the seed that makes it again, and how many steps were taken."""
 
     b64_json: str
     seed: int
+    steps: int
 
 
 class ImageResponse(BaseModel):
-    """`timings` are seconds by stage of the engine, for all pictures together."""
+    """`timings` are seconds by stage; with several pictures, the longest of each."""
 
     created: int
     data: list[ImageData]

@@ -9,8 +9,8 @@ from types import FrameType
 import uvicorn
 
 from engine.bundle import Bundle
+from engine.local import LocalClient
 from server.app import create_app
-from server.runner import ThreadRunner
 from server.settings import Settings
 
 
@@ -41,9 +41,9 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
             failures.append(failure)
             server.should_exit = True
 
-    runner = ThreadRunner(bundle, settings.create_backend, settings.queue, progress)
+    client = LocalClient(bundle, settings.create_backend, settings.queue)
     config = uvicorn.Config(
-        create_app(settings, runner, loaded),
+        create_app(settings, client, loaded),
         log_config=None,
         log_level="warning",
         access_log=False,

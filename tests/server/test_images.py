@@ -50,7 +50,7 @@ def test_a_prompt_becomes_a_png(create: Any) -> None:
     assert answer["size"] == "64x64" and answer["output_format"] == "png"
     assert answer["data"][0]["seed"] == 7
     assert answer["prompt_truncated"] is False
-    assert set(answer["timings"]) == {"text", "control", "denoise", "decode", "png"}
+    assert set(answer["timings"]) == {"queue", "text", "control", "denoise", "decode", "encode"}
 
 
 def test_same_seed_same_picture(create: Any) -> None:
