@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.costs import CostModel
 from engine.messages import Cancel, Channel, Done, Ended, Ending, Refused, Submit, Unfinished
 from engine.pipeline import Floats, Pipeline, Sample, Text
 from engine.prompt_cache import PromptCache
@@ -38,10 +37,10 @@ class Loop:
     """Serves one channel until the server closes it."""
 
     def __init__(
-        self, pipeline: Pipeline, costs: CostModel, shared: Shared, channel: Channel, prompt_cache_bytes: int
+        self, pipeline: Pipeline, scheduler: Scheduler, shared: Shared, channel: Channel, prompt_cache_bytes: int
     ) -> None:
         self._pipeline = pipeline
-        self._scheduler = Scheduler(costs, pipeline.max_batch, shared.layout.slots)
+        self._scheduler = scheduler
         self._shared = shared
         self._channel = channel
         self._prompts = PromptCache(prompt_cache_bytes)

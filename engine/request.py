@@ -77,7 +77,7 @@ class Job:
 
 def fingerprint(job: Job) -> Hashable:
     """Equal for jobs that ask for the same events: all but the priority and the timeout counts."""
-    control = None if job.control is None else hashlib.sha256(np.ascontiguousarray(job.control)).digest()
+    control = None if job.control is None else hashlib.sha256(np.ascontiguousarray(job.control).data).digest()
     settings = (job.seed, job.steps, job.min_steps, job.size, job.previews)
     return (job.prompt, *settings, control, job.control_kind if control else None, job.strength if control else None)
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.client import WorkerFailed, WorkerState, WorkerStats
-from engine.messages import FromWorker, LoadFailed, Loading, Ready, ToWorker, WorkerSpec, pack, read
+from engine.messages import Done, FromWorker, LoadFailed, Loading, Ready, ToWorker, WorkerSpec, pack, read
 from engine.options import PoolOptions
 from engine.request import Job
 from engine.shared import Layout, Shared
@@ -99,9 +99,9 @@ class Supervisor:
             options.logging,
         )
         self._life: _Life | None = None
-        self._closing = False
-        self._woken = asyncio.Event()  # by `close`
+        self._closing = asyncio.Event()
         self._was_warm = False
+        self._useful = False  # the present process finished a picture
         # What former processes counted.
         self._prompts = [0, 0]
         self._batch_sizes: Counter[int] = Counter()
@@ -157,13 +157,13 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep a worker alive until `close`, or until it turns out that it cannot be."""
-        deaths = 0  # in a row, none of which came long after a success
-        while not self._closing:
-            began = time.monotonic()
+        deaths = 0  # in a row, without one picture between them
+        while not self._closing.is_set():
+            self._useful = False
             failure = await self._live()
-            if self._closing:
+            if self._closing.is_set():
                 break
-            deaths = 1 if self.state == "warm" and time.monotonic() - began > LONGEST_DELAY else deaths + 1
+            deaths = 1 if self._useful else deaths + 1
             if not self._was_warm and deaths >= ATTEMPTS:
                 failure = failure or WorkerFailed(f"{self.name} died {deaths} times while loading")
             if failure is not None and not self._was_warm:
@@ -176,13 +176,12 @@ class Supervisor:
             delay = min(LONGEST_DELAY, 0.5 * 2 ** (deaths - 2)) if deaths > 1 else 0.0
             log.warning("%s is started again in %.1f s", self.name, delay)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), delay)
+                await asyncio.wait_for(self._closing.wait(), delay)
         self.state = "stopped"
 
     def close(self) -> None:
         """Let the process leave after its present call, or kill it if that takes long. `run` returns then."""
-        self._closing = True
-        self._woken.set()
+        self._closing.set()
         life = self._life
         if life is None:
             return
@@ -200,7 +199,7 @@ class Supervisor:
         watch = asyncio.create_task(self._watch(life))
         failure = None
         try:
-            if self._closing:
+            if self._closing.is_set():
                 life.process.kill()
             while True:
                 message: FromWorker = await read(life.reader)
@@ -211,6 +210,7 @@ class Supervisor:
                 elif isinstance(message, Ready):
                     self._warm(message)
                 else:
+                    self._useful |= isinstance(message, Done)
                     self._owner.on_message(self, message)
         except (EOFError, ConnectionError):
             pass
@@ -277,7 +277,7 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             code = None
             log.error("%s (process %d) cannot be killed", self.name, life.process.pid)
-        if not self._closing:
+        if not self._closing.is_set():
             log.error("%s is gone: %s", self.name, life.killed or f"exit status {code}")
         board = life.shared.board
         self._prompts[0] += board.prompt_hits

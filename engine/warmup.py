@@ -1,5 +1,6 @@
 """Run every module once before a worker counts as ready, and measure what calls cost."""
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ from engine.costs import CostModel
 from engine.pipeline import Pipeline, Sample
 from engine.request import GenerateRequest, Job, validate
 from engine.ticket import Shape, Stage
+
+log = logging.getLogger(__name__)
 
 Measured = dict[tuple[Stage, Shape, int], float]
 
@@ -22,10 +25,11 @@ def area(shape: Shape) -> float:
     return float(size.width * size.height * (CONTROL_AREA if controlled else 1.0))
 
 
-def warm_up(pipeline: Pipeline, seconds: float) -> CostModel:
+def warm_up(pipeline: Pipeline, seconds: float) -> tuple[CostModel, int]:
     """Run all modules at the default size; then larger batches, until about `seconds` are used up.
 
-    The first call of each shape may include preparations of the runtime, so the faster of two counts.
+    The first call of each shape may include preparations of the runtime, so the faster of two counts. Returns what
+    calls cost, and how many samples one may hold: if a batch does not fit into memory, less than the bundle allows.
     """
     manifest = pipeline.manifest
     end = time.monotonic() + seconds
@@ -42,12 +46,15 @@ def warm_up(pipeline: Pipeline, seconds: float) -> CostModel:
     # Twice the size costs at most about twice the time, so that a batch is begun only if it should fit.
     while batch <= pipeline.max_batch:
         for job in jobs:
-            spent = time.monotonic()
-            if spent + 4.0 * _call(measured, job, batch // 2) > end:
-                return CostModel(measured, area)
-            _measure(pipeline, job, batch, measured)
+            if time.monotonic() + 4.0 * _call(measured, job, batch // 2) > end:
+                return CostModel(measured, area), pipeline.max_batch
+            try:
+                _measure(pipeline, job, batch, measured)
+            except Exception as error:  # each runtime has its own word for it
+                log.warning("batches of %d do not work (%r); batches stay smaller", batch, error)
+                return CostModel(measured, area), batch // 2
         batch *= 2
-    return CostModel(measured, area)
+    return CostModel(measured, area), pipeline.max_batch
 
 
 def _call(measured: Measured, job: Job, batch: int) -> float:

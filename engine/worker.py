@@ -19,6 +19,7 @@ from engine.bundle import BundleError
 from engine.loop import Loop
 from engine.messages import Channel, LoadFailed, Loading, Ready, WorkerSpec
 from engine.pipeline import Pipeline
+from engine.scheduler import Scheduler
 from engine.shared import Shared
 from engine.warmup import warm_up
 
@@ -52,7 +53,7 @@ def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:
         pipeline = Pipeline(spec.bundle, backend)
         seconds = time.monotonic() - start
         channel.send(Loading(f"compiled {len(manifest.modules)} modules for {backend.name} in {seconds:.1f} s"))
-        costs = warm_up(pipeline, spec.warmup_seconds)
+        costs, max_batch = warm_up(pipeline, spec.warmup_seconds)
     except (BundleError, CompileError, ImportError, ValueError) as error:
         # These would come again at every try; everything else is a traceback in the log, and a restart.
         channel.send(LoadFailed(error))
@@ -63,7 +64,7 @@ def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:
     gc.collect()
     gc.freeze()
     channel.send(Ready(costs))
-    return Loop(pipeline, costs, shared, channel, spec.prompt_cache_bytes)
+    return Loop(pipeline, Scheduler(costs, max_batch, spec.layout.slots), shared, channel, spec.prompt_cache_bytes)
 
 
 def _beat(shared: Shared, period: float) -> None:

@@ -4,38 +4,51 @@ Every sample is computed from its own rows alone, so batches change no bit.
 """
 
 import os
+import resource
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from engine.backends.base import Array, Arrays, CompileError, Source, prepare
+from engine.tokenizer import Tokenizer
+from server.settings import DEMO_BUNDLE
 
-Fault = Literal["kill", "hang", "raise", "memory", "compile", "hang_loading"]
+Fault = Literal["kill", "hang once", "raise", "memory"]
+
+SAMPLE_BYTES = 256 * 2**20  # what a call takes for each sample once memory is short
+ROOM = 2.5 * SAMPLE_BYTES
 
 
-@dataclass(frozen=True)
+def token(prompt: str) -> int:
+    """The first token's id."""
+    return int(Tokenizer(DEMO_BUNDLE / "tokenizer.json", 64)([prompt]).ids[0, 0])
+
+
+@dataclass
 class SimpleBackend:
-    """`seconds` is how long each denoiser call takes. A denoiser call with a prompt whose first token is `token` has
-    the `fault`; `memory` strikes calls with more than `limit` samples instead, and the last two every start."""
+    """`seconds` is how long a denoiser call takes. `faults` maps the first token of a prompt to what happens when it
+    is drawn. `hung` is a file that tells that the one hang has happened. `loading`: what happens at the start."""
 
     seconds: float = 0.0
-    fault: Fault | None = None
-    token: int = -1
-    limit: int = 0
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+    hung: Path | None = None
+    loading: Literal["works", "refused", "hangs", "short of memory"] = "works"
     name: str = "simple"
 
     def compile(self, source: Source) -> "SimpleModule":
-        if self.fault == "compile":
+        if self.loading == "refused":
             raise CompileError(f"{source.graph.name}: refused")
-        if self.fault == "hang_loading":
+        if self.loading == "hangs":
             signal.pause()
         return SimpleModule(self, source)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SimpleModule:
     backend: SimpleBackend
     source: Source
@@ -57,12 +70,12 @@ class SimpleModule:
         return results
 
     def _denoise(self, inputs: Arrays, outputs: Arrays) -> None:
-        backend = self.backend
-        if backend.fault == "memory" and len(inputs["latents"]) > backend.limit:
-            raise MemoryError
+        if self.backend.loading == "short of memory":
+            _need_memory(len(inputs["latents"]))
         for row, (caption, mask) in enumerate(zip(inputs["caption"], inputs["mask"], strict=True)):
-            if int(caption[0, 0]) == backend.token:
-                self._fail()
+            fault = self.backend.faults.get(int(caption[0, 0]))
+            if fault is not None:
+                self._fail(fault, len(inputs["latents"]))
             shift = np.sin(caption[mask].mean(dtype=np.float64)).astype(np.float32)
             x0 = np.tanh(inputs["latents"][row] + shift)
             if "strength" in inputs:
@@ -70,13 +83,26 @@ class SimpleModule:
             alpha, sigma = inputs["coefficients"][row, 4:6]
             outputs["x0"][row] = x0
             outputs["next_latents"][row] = alpha * x0 + sigma * inputs["noise"][row]
-        time.sleep(backend.seconds)
+        time.sleep(self.backend.seconds)
 
-    def _fail(self) -> None:
-        match self.backend.fault:
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "hang":
+    def _fail(self, fault: Fault, batch: int) -> None:
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "hang once":
+            assert self.backend.hung is not None
+            if not self.backend.hung.exists():
+                self.backend.hung.touch()
                 signal.pause()
-            case "raise":
-                raise RuntimeError("this prompt cannot be drawn")
+        elif fault == "raise":
+            raise RuntimeError("this prompt cannot be drawn")
+        elif fault == "memory":
+            _need_memory(batch)
+
+
+def _need_memory(samples: int) -> None:
+    """Allocate under a limit of this process's memory that leaves room for two samples, and no more."""
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limit = used + int(ROOM)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    np.empty(samples * SAMPLE_BYTES, dtype=np.uint8)

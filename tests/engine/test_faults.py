@@ -1,0 +1,405 @@
+"""What happens when workers die, hang, run out of memory, or meet a request that does any of this to them.
+
+The processes are real and so are the faults; the model is a trivial one, which starts in no time.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+
+from engine.backends import CompileError
+from engine.bundle import Bundle
+from engine.client import Cancelled, DeadlineMissed, Overloaded, Picture, Preview, WorkerFailed
+from engine.generate import Generator
+from engine.options import PoolOptions
+from engine.pool import Pool
+from engine.request import GenerateRequest
+from server.settings import DEMO_BUNDLE
+from tests.engine.simple import SimpleBackend, token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PATIENCE = 120.0  # seconds for what should take one or two
+APPLE = GenerateRequest("apple", seed=1)
+# Beats are slow enough that a busy machine is not taken for a dead worker.
+OPTIONS = PoolOptions(capacity=64, heartbeat=2.0, hang=4.0, warmup=0.5)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.load(DEMO_BUNDLE)
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> SimpleBackend:
+    faults = {token("dragon"): "kill", token("snail"): "hang once", token("moon"): "raise", token("whale"): "memory"}
+    assert len(faults) == 4
+    assert token("apple") not in faults
+    return SimpleBackend(0.01, faults, tmp_path_factory.mktemp("hang") / "hung")  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running(
+    bundle: Bundle, make: Callable[[], SimpleBackend], workers: int, options: PoolOptions
+) -> AsyncIterator[Pool]:
+    pool = Pool(bundle, [make] * workers, options)
+    try:
+        await asyncio.wait_for(pool.start(), PATIENCE)
+        yield pool
+    finally:
+        await pool.close(PATIENCE)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pool(bundle: Bundle, backend: SimpleBackend) -> AsyncGenerator[Pool, None]:
+    async with running(bundle, Constant(backend), 2, OPTIONS) as pool:
+        yield pool
+
+
+class Constant:
+    """A factory that can be pickled."""
+
+    def __init__(self, backend: SimpleBackend) -> None:
+        self._backend = backend
+
+    def __call__(self) -> SimpleBackend:
+        return self._backend
+
+
+async def picture(pool: Pool, request: GenerateRequest, name: str) -> Picture:
+    events = [event async for event in pool.submit(request, name)]
+    assert isinstance(events[-1], Picture)
+    return events[-1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def all_warm(pool: Pool) -> bool:
+    return all(worker.state == "warm" for worker in pool.stats().workers)
+
+
+def pids(pool: Pool) -> list[int]:
+    return [worker.pid for worker in pool._workers if worker.pid is not None]
+
+
+def restarts(pool: Pool) -> int:
+    return sum(worker.restarts for worker in pool.stats().workers)
+
+
+async def under_load(pool: Pool, expected: Generator, fault: Callable[[], None], rounds: int, seed: int) -> None:
+    """Clients ask for pictures all the time; after every 20 of them, once all workers are warm, comes the fault."""
+    await until(lambda: all_warm(pool))
+    order = random.Random(seed)
+    made: list[tuple[GenerateRequest, Picture]] = []
+    finished = asyncio.Event()
+
+    async def client(number: int) -> None:
+        count = 0
+        while not finished.is_set():
+            request = replace(
+                APPLE, prompt=f"apple {number}", seed=order.randrange(2**63), steps=order.randint(1, 8), previews=0
+            )
+            count += 1
+            made.append((request, await picture(pool, request, f"{number}-{count}")))
+
+    async def breaker() -> None:
+        try:
+            for _ in range(rounds):
+                await until(partial(lambda enough: len(made) >= enough and all_warm(pool), len(made) + 20))
+                fault()
+            await until(lambda: all_warm(pool))
+        finally:
+            finished.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(breaker())
+        for number in range(6):
+            tasks.create_task(client(number))
+    for request, one in made:
+        np.testing.assert_array_equal(one.image, expected.generate(request).images[0])
+        assert one.steps == request.steps
+
+
+async def test_killed_workers_lose_nothing(pool: Pool, bundle: Bundle, seed: int) -> None:
+    order = random.Random(seed)
+    before = pool.stats(), restarts(pool)
+    await under_load(
+        pool, Generator(bundle, SimpleBackend()), lambda: os.kill(order.choice(pids(pool)), signal.SIGKILL), 3, seed
+    )
+    assert restarts(pool) >= before[1] + 3
+    assert pool.stats().replays > before[0].replays
+    assert sum(pool.stats().batch_sizes.values()) > sum(before[0].batch_sizes.values())
+
+
+async def test_a_stopped_worker_is_found_and_replaced(pool: Pool, bundle: Bundle, backend: SimpleBackend) -> None:
+    await until(lambda: all_warm(pool))
+    stopped = pids(pool)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    made = await asyncio.wait_for(asyncio.gather(*(picture(pool, APPLE, str(i)) for i in range(4))), PATIENCE)
+    for one in made:
+        assert one.replays >= 1
+        np.testing.assert_array_equal(one.image, Generator(bundle, backend).generate(APPLE).images[0])
+    await until(lambda: all_warm(pool))
+    assert not any(psutil.pid_exists(pid) for pid in stopped)
+
+
+async def test_a_call_that_hangs_is_cut_off(pool: Pool, backend: SimpleBackend) -> None:
+    await until(lambda: all_warm(pool))
+    hangs, neighbour = await asyncio.wait_for(
+        asyncio.gather(picture(pool, replace(APPLE, prompt="snail"), "snail"), picture(pool, APPLE, "apple")), PATIENCE
+    )
+    assert hangs.replays >= 1
+    assert neighbour.image.std() > 0
+    assert backend.hung is not None and backend.hung.exists()
+
+
+async def test_a_request_that_kills_workers_is_refused_and_its_neighbours_are_served(pool: Pool) -> None:
+    await until(lambda: all_warm(pool))
+    poison = replace(APPLE, prompt="dragon")
+    neighbours = [asyncio.create_task(picture(pool, replace(APPLE, seed=i), str(i))) for i in range(8)]
+    with pytest.raises(WorkerFailed, match="3 workers died"):
+        await asyncio.wait_for(picture(pool, poison, "dragon"), PATIENCE)
+    assert len(await asyncio.wait_for(asyncio.gather(*neighbours), PATIENCE)) == 8
+    before = restarts(pool)
+    with pytest.raises(WorkerFailed, match="refused for a while"):
+        await picture(pool, poison, "again")
+    await picture(pool, APPLE, "apple")
+    await until(lambda: all_warm(pool))
+    assert restarts(pool) <= before + 1  # the last death's, which may have been noted later
+
+
+async def test_an_exception_fails_its_own_request_only(pool: Pool) -> None:
+    await until(lambda: all_warm(pool))
+    before = restarts(pool)
+    requests = [replace(APPLE, seed=i, prompt="moon" if i == 5 else "apple") for i in range(12)]
+    results = await asyncio.gather(*(picture(pool, r, str(i)) for i, r in enumerate(requests)), return_exceptions=True)
+    failed = results.pop(5)
+    assert isinstance(failed, WorkerFailed)
+    assert "this prompt cannot be drawn" in str(failed)
+    assert all(isinstance(result, Picture) for result in results)
+    assert restarts(pool) == before
+
+
+async def test_a_batch_that_exhausts_memory_is_split(bundle: Bundle, backend: SimpleBackend) -> None:
+    async with running(bundle, Constant(backend), 1, OPTIONS) as pool:
+        whales = [replace(APPLE, seed=i, prompt="whale") for i in range(8)]
+        made = await asyncio.gather(*(picture(pool, request, str(i)) for i, request in enumerate(whales)))
+        expected = Generator(bundle, SimpleBackend())
+        for request, one in zip(whales, made, strict=True):
+            np.testing.assert_array_equal(one.image, expected.generate(request).images[0])
+        assert set(pool.stats().batch_sizes) <= {1, 2}
+        assert 2 in pool.stats().batch_sizes
+        assert restarts(pool) == 0
+
+
+async def test_batches_stay_as_small_as_warm_up_found_necessary(bundle: Bundle) -> None:
+    make = Constant(SimpleBackend(0.01, loading="short of memory"))
+    async with running(bundle, make, 1, OPTIONS) as pool:
+        await asyncio.gather(*(picture(pool, replace(APPLE, seed=i), str(i)) for i in range(6)))
+        assert max(pool.stats().batch_sizes) <= 2
+
+
+async def test_cancelled_requests_leave_nothing_behind(pool: Pool) -> None:
+    await until(lambda: all_warm(pool))
+    free = [len(worker.free) for worker in pool._workers]
+    before = pool.stats()
+
+    async def begin_and_leave(number: int) -> None:
+        stream = pool.submit(replace(APPLE, seed=number, steps=8, previews=7), str(number))
+        if number % 2:
+            first = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            assert pool.cancel(str(number))
+            with pytest.raises(Cancelled):
+                await first
+        else:
+            assert isinstance(await anext(stream), Preview)
+            await stream.aclose()
+
+    for start in range(0, 1000, 50):
+        await asyncio.gather(*(begin_and_leave(number) for number in range(start, start + 50)))
+    await until(lambda: [len(worker.free) for worker in pool._workers] == free)
+    after = pool.stats()
+    # Some of those that left after their first preview had their picture already, which nobody fetched.
+    assert before.cancelled + 500 <= after.cancelled <= before.cancelled + 1000
+    assert after.queued == after.running == 0
+    # A picture or a sample left of each would be some 50 MB.
+    grown = sum(worker.memory_bytes for worker in after.workers) - sum(worker.memory_bytes for worker in before.workers)
+    assert grown < 40e6
+
+
+async def test_a_deadline_passes_even_if_no_worker_says_so(bundle: Bundle) -> None:
+    options = replace(OPTIONS, heartbeat=PATIENCE)
+    async with running(bundle, Constant(SimpleBackend()), 1, options) as pool:
+        [pid] = pids(pool)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineMissed):
+                await picture(pool, replace(APPLE, timeout=0.5), "late")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await picture(pool, APPLE, "apple")
+
+
+async def test_draining_finishes_what_runs(bundle: Bundle) -> None:
+    async with running(bundle, Constant(SimpleBackend(0.01)), 1, OPTIONS) as pool:
+        tasks = [asyncio.create_task(picture(pool, replace(APPLE, seed=i), str(i))) for i in range(8)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(pool.close(PATIENCE))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refusal:
+            await picture(pool, APPLE, "new")
+        assert refusal.value.reason == "draining"
+        assert len(await asyncio.gather(*tasks)) == 8
+        await closing
+        assert not pool.ready
+
+
+async def test_grace_ends(bundle: Bundle) -> None:
+    async with running(bundle, Constant(SimpleBackend(0.5)), 1, OPTIONS) as pool:
+        stream = pool.submit(replace(APPLE, steps=8, previews=7), "long")
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext_error(stream))
+        await pool.close(0.0)
+        assert isinstance(await waiting, Overloaded)
+
+
+async def anext_error(stream: AsyncGenerator[object, None]) -> BaseException | None:
+    try:
+        async for _ in stream:
+            pass
+    except Exception as error:
+        return error
+    return None
+
+
+async def test_what_never_loads_is_reported(bundle: Bundle) -> None:
+    pool = Pool(bundle, [Constant(SimpleBackend(loading="refused"))])
+    with pytest.raises(CompileError, match="refused"):
+        await asyncio.wait_for(pool.start(), PATIENCE)
+    await pool.close(0.0)
+
+
+async def test_hanging_while_loading_is_reported(bundle: Bundle) -> None:
+    pool = Pool(bundle, [Constant(SimpleBackend(loading="hangs"))], replace(OPTIONS, load=1.0))
+    with pytest.raises(WorkerFailed, match="died 3 times while loading"):
+        await asyncio.wait_for(pool.start(), PATIENCE)
+    await pool.close(0.0)
+
+
+SERVER = """
+import asyncio
+from engine.bundle import Bundle
+from engine.options import PoolOptions
+from engine.pool import Pool
+from engine.request import GenerateRequest
+from server.settings import DEMO_BUNDLE
+from tests.engine.simple import SimpleBackend
+
+async def main():
+    pool = Pool(Bundle.load(DEMO_BUNDLE), [SimpleBackend] * 2, PoolOptions(warmup=0.1))
+    await pool.start()
+    while any(worker.state != "warm" for worker in pool.stats().workers):
+        await asyncio.sleep(0.01)
+    print(*(worker.pid for worker in pool._workers), flush=True)
+    number = 0
+    while True:
+        number += 1
+        async for _ in pool.submit(GenerateRequest("apple", seed=number), str(number)):
+            pass
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_server_leaves_no_orphan_and_no_named_memory() -> None:
+    await asyncio.to_thread(kill_a_server)
+
+
+def kill_a_server() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert server.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in server.stdout.readline().split()]
+        assert len(workers) == 2
+        for worker in workers:
+            mapped = {region.path for region in worker.memory_maps()}
+            assert any(path.startswith("/memfd:pixart") for path in mapped)
+            assert not any(path.startswith("/dev/shm/") for path in mapped)
+        workers[1].suspend()  # not even one that cannot notice stays
+        server.kill()
+        server.wait()
+        gone, alive = psutil.wait_procs(workers, timeout=PATIENCE)
+        # Without their parent, nobody but the system's first process can wait for them; dead they are.
+        assert all(worker.status() == psutil.STATUS_ZOMBIE for worker in alive), (gone, alive)
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.slow
+async def test_ten_thousand_requests_in_constant_memory(pool: Pool) -> None:
+    await until(lambda: all_warm(pool))
+    own = psutil.Process()
+
+    async def some(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            await picture(pool, replace(APPLE, prompt=f"apple {number}", seed=number, steps=1), str(number))
+
+    def memory() -> list[int]:
+        return [own.memory_info().rss, *(worker.memory_bytes for worker in pool.stats().workers)]
+
+    await asyncio.gather(*(some(100_000 * client, 250) for client in range(8)))
+    before = memory()
+    await asyncio.gather(*(some(100_000 * client + 1000, 1250) for client in range(8)))
+    assert all(now - then < 30e6 for now, then in zip(memory(), before, strict=True)), (before, memory())
+
+
+@pytest.mark.slow
+async def test_a_minute_of_kills(bundle: Bundle, backend: SimpleBackend, seed: int) -> None:
+    order = random.Random(seed)
+    expected = Generator(bundle, SimpleBackend())
+    made = []
+    end = time.monotonic() + 60.0
+
+    async with running(bundle, Constant(backend), 2, OPTIONS) as pool:
+
+        async def client(number: int) -> None:
+            count = 0
+            while time.monotonic() < end:
+                request = replace(APPLE, seed=order.randrange(2**63), steps=order.randint(1, 8))
+                count += 1
+                made.append((request, await picture(pool, request, f"{number}-{count}")))
+
+        async def breaker() -> None:
+            while time.monotonic() < end:
+                await asyncio.sleep(2.0)
+                if alive := pids(pool):
+                    os.kill(order.choice(alive), signal.SIGKILL)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(breaker())
+            for number in range(6):
+                tasks.create_task(client(number))
+        assert restarts(pool) >= 10
+    for request, one in made:
+        np.testing.assert_array_equal(one.image, expected.generate(request).images[0])
