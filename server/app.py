@@ -11,26 +11,31 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from engine.client import EngineClient
-from server import errors
+from server import errors, middleware, tracing
 from server.images import ImageService
-from server.limits import BodyLimit
-from server.metrics import MeasuredApp, Metrics
-from server.request_id import RequestId
+from server.metrics import Metrics
+from server.recorded import RecordedClient
 from server.schemas import ImageRequest, ImageResponse, ModelList
+from server.security import page_policy
 from server.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(settings: Settings, client: EngineClient, on_loaded: Callable[[BaseException | None], None]) -> FastAPI:
+def create_app(
+    settings: Settings,
+    client: EngineClient,
+    metrics: Metrics,
+    on_loaded: Callable[[BaseException | None], None],
+) -> FastAPI:
     """Build the application. `on_loaded` is called once: with None when ready, or with the reason why it never will be.
 
     It answers from the start (`/healthz`), and makes pictures as soon as the engine has loaded (`/readyz`).
     """
     release = version("pixart-delta-server")
-    metrics = Metrics()
     metrics.build.labels(release, client.manifest.name, settings.backend, settings.precision).set(1)
-    metrics.ready.set_function(lambda: float(client.ready))
+    metrics.watch(client)
+    client = RecordedClient(client, metrics, settings.log_prompts)
     service = ImageService(client, metrics, settings.max_control_pixels)
 
     def loaded(task: asyncio.Task[None]) -> None:
@@ -44,6 +49,8 @@ def create_app(settings: Settings, client: EngineClient, on_loaded: Callable[[Ba
         yield
         loading.cancel()
         await client.close(settings.drain_seconds)
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="PixArt-δ server",
@@ -84,8 +91,6 @@ def create_app(settings: Settings, client: EngineClient, on_loaded: Callable[[Ba
     async def page() -> Response:
         return FileResponse(STATIC / "index.html")
 
-    routes = frozenset(path for route in app.routes if isinstance(path := getattr(route, "path", None), str))
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(MeasuredApp, metrics=metrics, routes=routes)
-    app.add_middleware(RequestId)
+    tracer = tracing.tracer(release)
+    middleware.install(app, settings, metrics, page_policy(STATIC.glob("*.html")), tracer)
     return app

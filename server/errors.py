@@ -14,7 +14,7 @@ from server.gather import ClientGone
 
 # Where the engine's fields stand in a request's body.
 _PARAMS = {"control": "control.image", "control_kind": "control.type", "strength": "control.strength"}
-_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
 _LONGEST_QUOTE = 100
 
 

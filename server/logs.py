@@ -3,14 +3,22 @@
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 # What the task that writes is about, set by `server.tracing`: request_id, trace_id, span_id.
 context: ContextVar[dict[str, str]] = ContextVar("log_context")
+# What the request's line in the access log will say besides, once it has ended.
+facts: ContextVar[dict[str, Any]] = ContextVar("facts")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "context", "color_message"}
+
+
+def note(**more: Any) -> None:
+    """Say more about the request that is being answered, in its line of the access log."""
+    facts.get({}).update(more)
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
@@ -42,8 +50,17 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        pairs = (f" {key}={_quoted(value)}" for key, value in _extra(record).items())
+        pairs = (f" {key}={_quoted(value)}" for key, value in _flat(_extra(record)))
         return _one_line(super().formatMessage(record)) + "".join(pairs)
+
+
+def _flat(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Nested facts as `stages.denoise`."""
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
 
 
 def _quoted(value: Any) -> str:

@@ -11,6 +11,8 @@ import uvicorn
 from engine.bundle import Bundle
 from engine.local import LocalClient
 from server.app import create_app
+from server.connections import ConnectionLimits, guarded
+from server.metrics import Metrics
 from server.settings import Settings
 
 
@@ -28,7 +30,7 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
     files = bundle.manifest.files
     megabytes = sum(file.bytes for file in files.values()) / 1e6
     progress(f"{bundle.manifest.name}: {len(files)} files of {megabytes:.1f} MB are as they were exported")
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     progress(f"listening at {address}; loading the model")
@@ -41,9 +43,13 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
             failures.append(failure)
             server.should_exit = True
 
+    metrics = Metrics()
+    limits = ConnectionLimits(settings.max_connections, settings.head_seconds, metrics.refused)
     client = LocalClient(bundle, settings.create_backend, settings.queue)
     config = uvicorn.Config(
-        create_app(settings, client, loaded),
+        create_app(settings, client, metrics, loaded),
+        http=guarded(limits),
+        timeout_keep_alive=settings.keep_alive_seconds,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -61,9 +67,17 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    # Connections inherit it. Held back, small answers would wait for the client's delayed acknowledgements.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -64,6 +64,7 @@ class Settings:
     queue: int = setting(32, "Requests that may wait or run; more get 429.", 1, 100_000)
     drain_seconds: int = setting(20, "How long running requests may take after SIGTERM.", 0, 3600)
     max_connections: int = setting(1000, "Open connections; more get 503.", 1, 1_000_000)
+    keep_alive_seconds: int = setting(65, "How long a connection may wait for its next request.", 1, 3600)
     head_seconds: float = setting(10.0, "How long a client may take to send a request's head; then 408.", 0.1, 3600)
     body_seconds: float = setting(60.0, "How long a client may take to send a request's body; then 408.", 0.1, 3600)
     max_body_bytes: int = setting(8 * 1024 * 1024, "Largest request body; a larger one gets 413.", 1024, 1 << 30)
@@ -79,6 +80,11 @@ class Settings:
     )
     allowed_origins: tuple[str, ...] = setting(
         (), "Origins of web pages that may use the server besides its own page; `*` admits all."
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "Names by which clients may call the server, besides `localhost`; `*` is any. "
+        "Without one, any; but only `localhost` if `host` is a loopback address.",
     )
     log_format: Literal["text", "json"] = setting("text", "Lines for people, or JSON lines.", choices=("text", "json"))
     log_level: str = setting("info", "The least level that is logged.", choices=("debug", "info", "warning", "error"))

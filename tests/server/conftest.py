@@ -43,6 +43,11 @@ class Server:
             self._fresh.put(line.rstrip())
         self._fresh.put(None)
 
+    def wait_for_end(self) -> None:
+        """Read whatever it still says."""
+        while (line := self._fresh.get(timeout=SECONDS)) is not None:
+            self.lines.append(line)
+
     def wait_for(self, word: str) -> str:
         """Read on until a line holds `word`."""
         while (line := self._fresh.get(timeout=SECONDS)) is not None:
@@ -63,7 +68,7 @@ def run_server(tiny_bundle: Path) -> Iterator[Callable[..., Server]]:
     """Start servers; those still running at the end are stopped."""
     started: list[Server] = []
 
-    def start(until: str = "ready", **variables: str) -> Server:
+    def start(until: str = "ready: http", **variables: str) -> Server:
         command = [str(PIXART), "serve", "--bundle", str(tiny_bundle), "--port", "0"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**variables))
         server = Server(process)

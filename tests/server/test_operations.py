@@ -1,6 +1,9 @@
 """What an operator sees: probes, metrics, start, stop, and bundles that are refused."""
 
+import base64
+import hashlib
 import json
+import re
 import shutil
 import signal
 import socket
@@ -15,6 +18,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server import keys
+
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 ROUTE = "/v1/images/generations"
 
 
@@ -64,8 +70,75 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert after["pixart_requests_in_flight", "/metrics"] == 1
     assert after["pixart_requests_in_flight", ROUTE] == 0
     assert after["pixart_ready",] == 1
+    assert more("pixart_picture_steps_count") == 2 and more("pixart_picture_steps_sum") == 8
+    assert after["pixart_queue_depth",] == 0 and after["pixart_refusals_total", "queue_full"] == 0
+    states = {key[1:]: value for key, value in after.items() if key[0] == "pixart_worker_state"}
+    assert [state for (state, _), value in states.items() if value] == ["warm"]
     (build,) = (key for key in after if key[0] == "pixart_build_info")
     assert {"tiny", "openvino", "f32"} < set(build)
+
+
+def test_every_metric_is_documented(client: httpx.Client) -> None:
+    families = {family.name for family in text_string_to_metric_families(client.get("/metrics").text)}
+    ours = {name for name in families if name.startswith("pixart_")}
+    documented = set(re.findall(r"(pixart_\w+)", OPERATIONS.read_text().partition("## Metrics")[2]))
+    assert len(ours) > 15
+    assert {re.sub(r"_total$", "", name) for name in documented} >= ours
+
+
+def test_every_answer_has_the_headers_that_keep_browsers_safe(client: httpx.Client) -> None:
+    for path in ("/", "/healthz", "/nowhere"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer" and headers["x-request-id"]
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+    page = client.get("/")
+    for kind in ("script", "style"):
+        for body in re.findall(rf"<{kind}>(.*?)</{kind}>", page.text, re.DOTALL):
+            digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in page.headers["content-security-policy"]
+
+
+def test_only_listed_origins_may_read_or_ask(start_server: Any, tmp_path: Path) -> None:
+    """One server with everything that guards it, and a log for machines."""
+    text, key = keys.create("alice")
+    keys.write(tmp_path / "keys.json", [key])
+    running = start_server(
+        PIXART_API_KEYS=str(tmp_path / "keys.json"),
+        PIXART_ALLOWED_ORIGINS="https://good.example",
+        PIXART_LOG_FORMAT="json",
+    )
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    headers = {"Authorization": f"Bearer {text}", "X-Request-Id": "mine", "traceparent": trace}
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        good, evil = {"Origin": "https://good.example"}, {"Origin": "https://evil.example"}
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        preflight = client.options(ROUTE, headers=good | asked)
+        assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == good["Origin"]
+        assert client.options(ROUTE, headers=evil | asked).status_code == 400
+        body = {"prompt": "a secret garden"}
+        answer = client.post(ROUTE, json=body, headers=headers | good)
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == good["Origin"]
+        assert client.post(ROUTE, json=body, headers=headers | evil).json()["error"]["code"] == "origin_not_allowed"
+        refused = client.post(ROUTE, json=body, headers=good)
+        assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == good["Origin"]
+        assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
+        assert client.get("/metrics").status_code == 401 and client.get("/healthz").status_code == 200
+        metrics = client.get("/metrics", headers=headers).text
+    for reason in ("unauthenticated", "origin_not_allowed", "unknown_host"):
+        assert f'pixart_refusals_total{{reason="{reason}"}}' in metrics
+    running.process.terminate()
+    running.wait_for_end()
+    lines = [json.loads(line) for line in running.lines if line.startswith("{")]
+    (made,) = (
+        line for line in lines if line.get("request_id") == "mine" and line.get("status") == 200 and "seed" in line
+    )
+    assert made["logger"] == "server.access" and made["key"] == "alice" and made["message"] == f"POST {ROUTE}"
+    assert made["trace_id"] == trace[3:35] and made["parent_id"] == trace[36:52]
+    assert made["stages"]["denoise"] > 0 and made["seconds"] > made["stages"]["denoise"]
+    everything = "\n".join(running.lines)
+    assert "secret" not in everything and text not in everything
 
 
 def test_unknown_routes_and_methods_answer_in_the_same_shape(client: httpx.Client) -> None:
@@ -114,7 +187,7 @@ def test_it_answers_while_the_model_is_loading(start_server: Any) -> None:
         assert early.json() == {"status": "loading"}
         refused = httpx.post(running.url + ROUTE, json={"prompt": "an apple"})
         assert refused.status_code == 200 or refused.json()["error"]["code"] == "not_ready"
-    running.wait_for("ready")
+    running.wait_for("ready: http")
     assert httpx.get(f"{running.url}/readyz").status_code == 200
 
 

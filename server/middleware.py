@@ -1,0 +1,49 @@
+"""What every request passes on its way to its route, in one place, since the order matters."""
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from server.auth import KeyGate, KeyRing
+from server.limits import BodyLimit
+from server.metrics import MeasuredApp, Metrics, Routes
+from server.origins import OriginGate, known_hosts
+from server.request_id import RequestId
+from server.security import SecurityHeaders
+from server.settings import Settings
+from server.tracing import Tracer, Tracing
+
+_METHODS = ("GET", "POST", "DELETE")
+
+
+def install(app: FastAPI, settings: Settings, metrics: Metrics, policy: str, tracer: Tracer | None) -> None:
+    """Wrap the application, whose routes are all known by now; the first added is the innermost.
+
+    Raises:
+        KeysError: the file of keys cannot be used.
+    """
+    routes = Routes(path for route in app.routes if isinstance(path := getattr(route, "path", None), str))
+    if settings.api_keys is not None:
+        ring = KeyRing(settings.api_keys)
+        app.add_middleware(KeyGate, ring=ring, public_paths=settings.public_paths, refused=metrics.refused)
+    app.add_middleware(
+        OriginGate,
+        origins=settings.allowed_origins,
+        hosts=known_hosts(settings.host, settings.allowed_hosts),
+        refused=metrics.refused,
+    )
+    # Outside whatever may refuse: a client that is still sending gets to read why.
+    app.add_middleware(
+        BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds, refused=metrics.refused
+    )
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.allowed_origins,
+        allow_methods=_METHODS,
+        allow_headers=("Authorization", "Content-Type", "X-Request-Id", "Traceparent", "Tracestate"),
+        expose_headers=("*",),
+        max_age=600,
+    )
+    app.add_middleware(SecurityHeaders, policy=policy)
+    app.add_middleware(MeasuredApp, metrics=metrics, routes=routes)
+    app.add_middleware(Tracing, routes=routes, tracer=tracer)
+    app.add_middleware(RequestId)

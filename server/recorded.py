@@ -1,0 +1,65 @@
+"""The engine, with a note of each picture that it makes: for the metrics and for the log."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from engine.client import EngineClient, EngineStats, Event, Picture
+from engine.manifest import Manifest
+from engine.request import GenerateRequest
+from server import logs
+from server.metrics import Metrics
+
+
+class RecordedClient:
+    """An `EngineClient` around another. Prompts are written down only if the operator asked for that."""
+
+    def __init__(self, client: EngineClient, metrics: Metrics, log_prompts: bool) -> None:
+        self._client = client
+        self._metrics = metrics
+        self._log_prompts = log_prompts
+
+    @property
+    def manifest(self) -> Manifest:
+        """See `EngineClient.manifest`."""
+        return self._client.manifest
+
+    @property
+    def ready(self) -> bool:
+        """See `EngineClient.ready`."""
+        return self._client.ready
+
+    async def start(self) -> None:
+        """See `EngineClient.start`."""
+        await self._client.start()
+
+    async def submit(self, request: GenerateRequest, request_id: str) -> AsyncGenerator[Event, None]:
+        """See `EngineClient.submit`."""
+        if self._log_prompts:
+            logs.note(prompt=request.prompt)
+        async with aclosing(self._client.submit(request, request_id)) as events:
+            async for event in events:
+                if isinstance(event, Picture):
+                    self._record(event)
+                yield event
+
+    def _record(self, picture: Picture) -> None:
+        self._metrics.steps.observe(picture.steps)
+        logs.note(
+            steps=picture.steps,
+            seed=picture.seed,
+            worker=picture.worker,
+            cached=picture.cached,
+            replays=picture.replays,
+        )
+
+    def cancel(self, request_id: str) -> bool:
+        """See `EngineClient.cancel`."""
+        return self._client.cancel(request_id)
+
+    def stats(self) -> EngineStats:
+        """See `EngineClient.stats`."""
+        return self._client.stats()
+
+    async def close(self, grace: float) -> None:
+        """See `EngineClient.close`."""
+        await self._client.close(grace)
