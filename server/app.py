@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from engine.client import EngineClient
 from server import errors, middleware, tracing
+from server.content import ContentFilter
 from server.images import ImageService
 from server.metrics import Metrics
 from server.recorded import RecordedClient
@@ -35,7 +36,8 @@ def create_app(
     release = version("pixart-delta-server")
     metrics.build.labels(release, client.manifest.name, settings.backend, settings.precision).set(1)
     metrics.watch(client)
-    client = RecordedClient(client, metrics, settings.log_prompts)
+    content = ContentFilter(settings.content_filter) if settings.content_filter else None
+    client = RecordedClient(client, metrics, settings.log_prompts, content)
     service = ImageService(client, metrics, settings.max_control_pixels)
 
     def loaded(task: asyncio.Task[None]) -> None:

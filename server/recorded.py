@@ -1,5 +1,6 @@
-"""The engine, with a note of each picture that it makes: for the metrics and for the log."""
+"""The engine as the routes see it: each picture is noted, for metrics and log, and is let through or withheld."""
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -7,16 +8,24 @@ from engine.client import EngineClient, EngineStats, Event, Picture
 from engine.manifest import Manifest
 from engine.request import GenerateRequest
 from server import logs
+from server.content import ContentFilter
+from server.errors import ApiError
 from server.metrics import Metrics
 
 
 class RecordedClient:
-    """An `EngineClient` around another. Prompts are written down only if the operator asked for that."""
+    """An `EngineClient` around another. Prompts are written down only if the operator asked for that.
 
-    def __init__(self, client: EngineClient, metrics: Metrics, log_prompts: bool) -> None:
+    Its `submit` raises ApiError, too: the content filter, if there is one, withheld the picture or a preview of it.
+    """
+
+    def __init__(
+        self, client: EngineClient, metrics: Metrics, log_prompts: bool = False, content: ContentFilter | None = None
+    ) -> None:
         self._client = client
         self._metrics = metrics
         self._log_prompts = log_prompts
+        self._content = content
 
     @property
     def manifest(self) -> Manifest:
@@ -40,7 +49,18 @@ class RecordedClient:
             async for event in events:
                 if isinstance(event, Picture):
                     self._record(event)
+                await self._judge(event)
                 yield event
+
+    async def _judge(self, event: Event) -> None:
+        if self._content is None:
+            return
+        start = time.perf_counter()
+        withheld = await self._content.withholds(event.image)
+        self._metrics.stage_seconds.labels("filter").observe(time.perf_counter() - start)
+        if withheld:
+            self._metrics.refused("content_filtered")
+            raise ApiError(400, "the content filter withholds this picture", code="content_filtered")
 
     def _record(self, picture: Picture) -> None:
         self._metrics.steps.observe(picture.steps)
@@ -63,3 +83,5 @@ class RecordedClient:
     async def close(self, grace: float) -> None:
         """See `EngineClient.close`."""
         await self._client.close(grace)
+        if self._content is not None:
+            self._content.close()

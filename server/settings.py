@@ -86,6 +86,9 @@ class Settings:
         "Names by which clients may call the server, besides `localhost`; `*` is any. "
         "Without one, any; but only `localhost` if `host` is a loopback address.",
     )
+    content_filter: float = setting(
+        0.0, "Score from which pictures are withheld as unsafe; 0 is off. Needs the extra `filter`.", 0, 1
+    )
     log_format: Literal["text", "json"] = setting("text", "Lines for people, or JSON lines.", choices=("text", "json"))
     log_level: str = setting("info", "The least level that is logged.", choices=("debug", "info", "warning", "error"))
     log_prompts: bool = setting(False, "Whether prompts may appear in the log.")
