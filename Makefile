@@ -1,6 +1,6 @@
 # make serve   start the server with the bundled demo model (creates .venv, serving packages only)
-# make test    every check but those with Chromium and Prometheus (adds the development and training packages to .venv)
-# make test-system   those too; installs the two first where it may (Debian, as root)
+# make test    every check but those with Chromium or Prometheus (adds the development and training packages to .venv)
+# make test-system   those; installs what they need first where it may (Debian, as root)
 .PHONY: help serve test test-system system-packages test-slow lint format clean
 .DEFAULT_GOAL := help
 
@@ -46,15 +46,15 @@ test: lint
 
 # Without root, install them by hand; a test whose program is missing fails and names it.
 system-packages:
-	@for program in chromium prometheus promtool; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	@for program in chromium docker-compose prometheus promtool; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "==> please install:$$missing" >&2; exit 0; fi; \
-	echo "==> installing Chromium and Prometheus from Debian's packages"; \
+	echo "==> installing Chromium, Prometheus and Docker Compose from Debian's packages"; \
 	export DEBIAN_FRONTEND=noninteractive; \
-	apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium prometheus >/dev/null
+	apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium docker-compose prometheus >/dev/null
 
 test-system: $(VENV)/test.stamp system-packages
-	$(BIN)/python -m pytest -m system tests/server
+	$(BIN)/python -m pytest -m system tests/server tests/deploy
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
