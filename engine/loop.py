@@ -149,7 +149,7 @@ class Loop:
     def _fail(self, id: str, work: Work, error: Exception) -> None:
         audience = self._scheduler.audience(id)
         names = ", ".join(self._submits[ticket].request_id for ticket in audience)
-        log.error("%s failed for request %s", work.stage, names, exc_info=error)
+        log.error("%s failed", work.stage, exc_info=error, extra={"request_id": names})
         for ticket in audience:
             self._scheduler.cancel(ticket, time.monotonic())
             self._end(ticket, "failed", f"{work.stage} failed: {error!r}")
@@ -212,7 +212,7 @@ class Loop:
             assert computation.text is not None
             truncated = computation.text.truncated
             self._channel.send(Done(submit.number, finished.steps, timings, truncated, computation.cached))
-            log.debug("request %s: %d steps", submit.request_id, finished.steps)
+            log.debug("picture made in %d steps", finished.steps, extra={"request_id": submit.request_id})
 
     def _end(self, id: str, ending: Ending, message: str = "") -> None:
         """Answer a ticket that the scheduler has forgotten, and let go of what nobody waits for any more."""
@@ -224,7 +224,7 @@ class Loop:
         for other in [other for other in self._computations if not self._scheduler.wanted(other)]:
             del self._computations[other]
         self._channel.send(Ended(submit.number, ending, message))
-        log.debug("request %s: %s", submit.request_id, ending)
+        log.debug("request ended: %s", ending, extra={"request_id": submit.request_id})
 
     def _of(self, ids: Sequence[str]) -> list[_Computation]:
         return [self._computations[id] for id in ids]

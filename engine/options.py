@@ -11,7 +11,10 @@ from engine.backends import Backend, BackendOptions, create
 
 def log_plainly() -> None:
     """Logs to standard error, as a worker's default."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    form = "%(levelname)s %(name)s: %(message)s %(request_id)s"
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(form, defaults={"request_id": ""}))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class PoolOptions:
     """
 
     capacity: int = 32
-    heartbeat: float = 1.0
+    heartbeat: float = 2.0
     hang: float = 30.0
     load: float = 600.0
     warmup: float = 2.0
@@ -37,8 +40,12 @@ class PoolOptions:
 
 
 def backends(name: str, options: BackendOptions, workers: int) -> list[Callable[[], Backend]]:
-    """What `workers` processes call to make their backends. Threads that were left open are shared out by cores."""
-    if options.threads == 0 and workers > 1:
-        cores = len(os.sched_getaffinity(0))
-        options = replace(options, threads=max(1, cores // workers))
-    return [partial(create, name, options)] * workers
+    """What `workers` processes call to make their backends."""
+    return [partial(create, name, share_threads(options, workers))] * workers
+
+
+def share_threads(options: BackendOptions, workers: int) -> BackendOptions:
+    """Options for each of several processes; threads that were left open are shared out by cores."""
+    if options.threads or workers == 1:
+        return options
+    return replace(options, threads=max(1, len(os.sched_getaffinity(0)) // workers))

@@ -233,7 +233,7 @@ class Pool:
             flight.replays += 1
             flight.deaths += place.slot in suspects
             if flight.deaths > self._options.replays:
-                log.error("request %s is given up: %d workers died on it", flight.request_id, flight.deaths)
+                log.error("given up: %d workers died on it", flight.deaths, extra={"request_id": flight.request_id})
                 self._quarantine[fingerprint(flight.job)] = time.monotonic() + self._options.quarantine
                 flight.tell(WorkerFailed(f"{flight.deaths} workers died while working on this request"))
             else:
@@ -241,7 +241,7 @@ class Pool:
                 again.append(flight)
         # Suspects last, so that the others may be ready before the next death.
         for flight in sorted(again, key=lambda flight: (flight.deaths, flight.submitted)):
-            log.warning("request %s is run again, replay %d", flight.request_id, flight.replays)
+            log.warning("run again, replay %d", flight.replays, extra={"request_id": flight.request_id})
             self._dispatch(flight)
 
     def _admit(self, request: GenerateRequest, request_id: str) -> _Flight:

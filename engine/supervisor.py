@@ -20,6 +20,7 @@ from engine.messages import Done, FromWorker, LoadFailed, Loading, Ready, ToWork
 from engine.options import PoolOptions
 from engine.request import Job
 from engine.shared import Layout, Shared
+from engine.warmup import picture_seconds
 
 log = logging.getLogger(__name__)
 
@@ -144,11 +145,7 @@ class Supervisor:
     def expected_seconds(self, job: Job) -> float:
         """What a job would take alone, as the present process measured it when it got ready."""
         assert self.ready is not None
-        costs, shape = self.ready.costs, (job.size, job.control is not None)
-        seconds = costs.seconds("text", None) + costs.seconds("decode", shape)
-        if job.control is not None:
-            seconds += costs.seconds("control", shape)
-        return seconds + job.steps * costs.seconds("denoise", shape)
+        return picture_seconds(self.ready.costs, job)
 
     def send(self, message: ToWorker) -> None:
         """Pass a message on; never blocks. To a worker that is dying, it is lost."""

@@ -25,6 +25,15 @@ def area(shape: Shape) -> float:
     return float(size.width * size.height * (CONTROL_AREA if controlled else 1.0))
 
 
+def picture_seconds(costs: CostModel, job: Job) -> float:
+    """What a job takes alone, with a prompt that is not known."""
+    shape = (job.size, job.control is not None)
+    seconds = costs.seconds("text", None) + job.steps * costs.seconds("denoise", shape)
+    if job.control is not None:
+        seconds += costs.seconds("control", shape)
+    return seconds + costs.seconds("decode", shape)
+
+
 def warm_up(pipeline: Pipeline, seconds: float) -> tuple[CostModel, int]:
     """Run all modules at the default size; then larger batches, until about `seconds` are used up.
 

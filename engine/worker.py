@@ -19,9 +19,10 @@ from engine.bundle import BundleError
 from engine.loop import Loop
 from engine.messages import Channel, LoadFailed, Loading, Ready, WorkerSpec
 from engine.pipeline import Pipeline
+from engine.request import GenerateRequest, validate
 from engine.scheduler import Scheduler
 from engine.shared import Shared
-from engine.warmup import warm_up
+from engine.warmup import picture_seconds, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:
         seconds = time.monotonic() - start
         channel.send(Loading(f"compiled {len(manifest.modules)} modules for {backend.name} in {seconds:.1f} s"))
         costs, max_batch = warm_up(pipeline, spec.warmup_seconds)
+        seconds = picture_seconds(costs, validate(GenerateRequest("a picture"), manifest))
+        channel.send(Loading(f"warmed up; a picture takes {1000 * seconds:.0f} ms"))
     except (BundleError, CompileError, ImportError, ValueError) as error:
         # These would come again at every try; everything else is a traceback in the log, and a restart.
         channel.send(LoadFailed(error))

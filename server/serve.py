@@ -4,12 +4,15 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from engine.bundle import Bundle
-from engine.local import LocalClient
+from engine.options import PoolOptions
+from engine.pool import Pool
+from server import logs
 from server.app import create_app
 from server.connections import ConnectionLimits, guarded
 from server.metrics import Metrics
@@ -20,7 +23,7 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, which let running requests finish and then exit with status 0.
 
     Raises:
-        BundleError, CompileError: the bundle cannot be served.
+        BundleError, CompileError, SettingsError, WorkerFailed: the bundle cannot be served.
         OSError: the address cannot be listened on.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -45,7 +48,10 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
 
     metrics = Metrics()
     limits = ConnectionLimits(settings.max_connections, settings.head_seconds, metrics.refused)
-    client = LocalClient(bundle, settings.create_backend, settings.queue)
+    options = PoolOptions(
+        capacity=settings.queue, logging=partial(logs.configure, settings.log_format, settings.log_level)
+    )
+    client = Pool(bundle, settings.backends(), options, progress)
     config = uvicorn.Config(
         create_app(settings, client, metrics, loaded),
         http=guarded(limits),

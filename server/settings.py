@@ -5,13 +5,15 @@
 import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from engine.backends import Backend, BackendOptions, Precision, create, names
+from engine.options import share_threads
 
 DEMO_BUNDLE = Path(__file__).resolve().parent.parent / "models" / "zoo" / "emoji"
 PREFIX = "PIXART_"
@@ -55,6 +57,9 @@ class Settings:
     )
     threads: int = setting(
         0, "Threads of the backend; 0 lets it take every core. In a container, set the container's share.", 0, 1024
+    )
+    workers: int = setting(
+        1, "Processes that each hold the model and make pictures; they share the cores if `threads` is 0.", 1, 256
     )
     cache: Path | None = setting(
         default_cache,
@@ -136,11 +141,21 @@ class Settings:
         Raises:
             SettingsError: its runtime is not installed.
         """
-        options = BackendOptions(precision=self.precision, threads=self.threads, cache=self.cache)
-        try:
-            return create(self.backend, options)
-        except ImportError as error:
-            raise SettingsError(f"{PREFIX}BACKEND: {self.backend} is not installed ({error})") from error
+        return _create(self.backend, self._options())
+
+    def backends(self) -> list[Callable[[], Backend]]:
+        """What each worker calls to make its backend; they raise as `create_backend` does, and can be pickled."""
+        return [partial(_create, self.backend, share_threads(self._options(), self.workers))] * self.workers
+
+    def _options(self) -> BackendOptions:
+        return BackendOptions(precision=self.precision, threads=self.threads, cache=self.cache)
+
+
+def _create(name: str, options: BackendOptions) -> Backend:
+    try:
+        return create(name, options)
+    except ImportError as error:
+        raise SettingsError(f"{PREFIX}BACKEND: {name} is not installed ({error})") from error
 
 
 def variable(name: str) -> str:

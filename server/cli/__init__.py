@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 from engine.backends import CompileError
 from engine.bundle import BundleError
+from engine.client import WorkerFailed
 from engine.request import InvalidRequest
 from server import logs
 from server.cli.options import settings
@@ -17,6 +18,16 @@ from server.keys import KeysError
 from server.pictures import PictureError
 from server.settings import Settings, SettingsError
 
+FAILURES = (
+    BundleError,
+    CompileError,
+    InvalidRequest,
+    KeysError,
+    PictureError,
+    SettingsError,
+    WorkerFailed,
+    OSError,
+)
 COMMANDS = ("serve", "generate", "bench", "doctor", "keys")
 
 
@@ -38,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in Settings.unknown():
             logging.getLogger(__name__).warning("%s is not a setting and is ignored", name)
         command.run(options, chosen)
-    except (BundleError, CompileError, InvalidRequest, KeysError, PictureError, SettingsError, OSError) as error:
+    except FAILURES as error:
         sys.exit(f"pixart: {error}")
 
 
