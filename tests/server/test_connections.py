@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import random
 import socket
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -141,3 +143,48 @@ def test_connections_send_without_delay() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+PIECES = (
+    *(
+        b"GET",
+        b"POST",
+        b" ",
+        b"/",
+        b" /%00 ",
+        b"HTTP/1.1",
+        b"\r\n",
+        b"\n",
+        b"\r\n\r\n",
+        b":",
+        b"\0",
+        b"\xff\xfe",
+        b"{}",
+    ),
+    *(b"Content-Length: 5", b"Content-Length: -1", b"Content-Length: 99999999999999999999", b"Host: x", b"0\r\n\r\n"),
+    *(b"Transfer-Encoding: chunked", b"ffffffffffffffff\r\n", b"Connection: Upgrade", b"Upgrade: websocket"),
+    *(
+        b"Sec-WebSocket-Key: x",
+        b"Sec-WebSocket-Version: 13",
+        b"Expect: 100-continue",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ),
+)
+STARTS = (b"", b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+
+async def test_garbage_is_answered_or_let_go_and_neighbours_are_served() -> None:
+    numbers = random.Random(0)
+    async with serving(application([]), []) as port, connection(port) as neighbour:
+        for _ in range(500):
+            line = b"\r\n" if numbers.random() < 0.7 else b""
+            data = numbers.choice(STARTS) + line.join(numbers.choices(PIECES, k=numbers.randrange(12))) + line
+            async with connection(port) as client:
+                text = b""
+                with suppress(ConnectionError):  # that is one way to be let go
+                    await client.send(data)
+                    client.writer.write_eof()
+                    text = await client.rest()
+                assert b"HTTP/1.1 5" not in text, (data, text)
+        await neighbour.send(GET)
+        assert (await neighbour.answer())[1] == b"0"
