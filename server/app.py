@@ -6,17 +6,16 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from engine.client import EngineClient
-from server import errors, middleware, tracing
+from server import errors, middleware, rest, tracing
 from server.content import ContentFilter
 from server.images import ImageService
 from server.metrics import Metrics
 from server.recorded import RecordedClient
-from server.schemas import ImageRequest, ImageResponse, ModelList
 from server.security import page_policy
 from server.settings import Settings
 
@@ -63,15 +62,7 @@ def create_app(
     )
     errors.install(app)
 
-    @app.post("/v1/images/generations")
-    async def create_images(body: ImageRequest, request: Request) -> ImageResponse:
-        """Make pictures from a prompt and, if wanted, a control image."""
-        return await service.create(body, request)
-
-    @app.get("/v1/models")
-    async def list_models() -> ModelList:
-        """The served model and its limits."""
-        return ModelList(data=[service.model])
+    rest.install(app, service, client)
 
     @app.get("/healthz")
     async def health() -> Response:

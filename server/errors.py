@@ -1,7 +1,8 @@
 """Errors in the shape that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,10 +12,11 @@ from starlette.exceptions import HTTPException
 from engine.client import Cancelled, DeadlineMissed, NotReady, Overloaded, WorkerFailed
 from engine.request import InvalidRequest
 from server.gather import ClientGone
+from server.schemas import ErrorDetail
 
 # Where the engine's fields stand in a request's body.
 _PARAMS = {"control": "control.image", "control_kind": "control.type", "strength": "control.strength"}
-_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
 _LONGEST_QUOTE = 100
 
 
@@ -38,15 +40,19 @@ class ApiError(Exception):
         self.headers = headers
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """The response that says so."""
-    kind = "invalid_request_error"
+def body_of(error: ApiError) -> ErrorDetail:
+    """What the client reads."""
+    kind: Literal["invalid_request_error", "rate_limit_error", "server_error"] = "invalid_request_error"
     if error.status == 429:
         kind = "rate_limit_error"
     elif error.status >= 500:
         kind = "server_error"
-    body = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
-    return JSONResponse({"error": body}, error.status, error.headers)
+    return ErrorDetail(message=error.message, type=kind, param=error.param, code=error.code)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The response that says so."""
+    return JSONResponse({"error": body_of(error).model_dump()}, error.status, error.headers)
 
 
 def quote(text: str) -> str:
@@ -54,9 +60,9 @@ def quote(text: str) -> str:
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 
-def out_of_range(error: InvalidRequest) -> ApiError:
-    """The engine's refusal, told with the API's field names."""
-    param = _PARAMS.get(error.field, error.field)
+def out_of_range(error: InvalidRequest, flat: bool = False) -> ApiError:
+    """The engine's refusal, told with the API's field names; `flat`: with a form's, where nothing is nested."""
+    param = error.field if flat else _PARAMS.get(error.field, error.field)
     message = f"{param} {quote(error.message)}; allowed: {error.limit}"
     return ApiError(422, message, param=param, code="out_of_range")
 
@@ -86,18 +92,21 @@ def failure(error: Exception) -> ApiError:
     return ApiError(500, "internal error; the server's log has the details", code="internal_error")
 
 
-def malformed(error: RequestValidationError) -> ApiError:
-    """Name the first field that is wrong, and how."""
-    first = error.errors()[0]
+def malformed(errors: Sequence[Any]) -> ApiError:
+    """Name the first field that is wrong, and how; `errors` are pydantic's."""
+    first = errors[0]
     kind = first["type"]
     if kind == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     param = quote(".".join(str(part) for part in first["loc"] if part != "body"))
     if not param:
-        message = f"the body must be a JSON object, sent as application/json ({first['msg']})"
+        message = f"the body must be a JSON object ({first['msg']})"
         return ApiError(400, message, code="invalid_json")
     if kind == "extra_forbidden":
         return ApiError(422, f"{param} is not a known parameter", param=param, code="unknown_parameter")
+    if param == "response_format":
+        message = "response_format: pictures come in the answer, as b64_json; there is no url"
+        return ApiError(422, message, param=param, code="invalid_value")
     if kind == "missing":
         return ApiError(422, f"{param} is required", param=param, code="missing_parameter")
     return ApiError(422, f"{param}: {first['msg']}", param=param, code="invalid_value")
@@ -122,7 +131,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(malformed(error))
+        return error_response(malformed(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> JSONResponse:

@@ -2,14 +2,14 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeVar
 
 from starlette.types import Message
 
-from engine.client import EngineClient, Picture
+from engine.client import EngineClient, Event, Picture
 from engine.request import GenerateRequest
 
 # Clients may send one X-Request-Id twice; the engine must not see an id twice.
@@ -28,26 +28,57 @@ def engine_id(request_id: str) -> str:
     return f"{request_id}.{next(_serial)}"
 
 
-async def make(client: EngineClient, request: GenerateRequest, n: int, request_id: str) -> list[Picture]:
-    """Pictures with the seeds `seed` … `seed + n - 1`. If one fails, the others are cancelled.
+async def stream(
+    client: EngineClient, request: GenerateRequest, n: int, request_id: str
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """What happens to pictures with the seeds `seed` … `seed + n - 1`, as (index, event), as soon as it happens.
+
+    If one fails, or the generator is closed, all are cancelled.
 
     Raises:
         InvalidRequest, NotReady, Overloaded, DeadlineMissed, WorkerFailed, Cancelled: what the first failure was.
     """
+    queue: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue()
 
-    async def one(seed: int) -> Picture:
-        async with aclosing(client.submit(replace(request, seed=seed), engine_id(request_id))) as events:
-            async for event in events:
-                if isinstance(event, Picture):
-                    return event
-        raise AssertionError("the engine ended a request without a picture or an error")
+    async def one(index: int) -> None:
+        try:
+            seeded = replace(request, seed=request.seed + index)
+            async with aclosing(client.submit(seeded, engine_id(request_id))) as events:
+                async for event in events:
+                    queue.put_nowait((index, event))
+                    if isinstance(event, Picture):
+                        return
+            raise AssertionError("the engine ended a request without a picture or an error")
+        except Exception as error:
+            queue.put_nowait(error)
 
+    tasks = [asyncio.create_task(one(index)) for index in range(n)]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(request.seed + i)) for i in range(n)]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+        unfinished = n
+        while unfinished:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            unfinished -= isinstance(item[1], Picture)
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def make(client: EngineClient, request: GenerateRequest, n: int, request_id: str) -> list[Picture]:
+    """The pictures with the seeds `seed` … `seed + n - 1`: all or none.
+
+    Raises:
+        InvalidRequest, NotReady, Overloaded, DeadlineMissed, WorkerFailed, Cancelled: what the first failure was.
+    """
+    made: dict[int, Picture] = {}
+    async with aclosing(stream(client, request, n, request_id)) as events:
+        async for index, event in events:
+            if isinstance(event, Picture):
+                made[index] = event
+    return [made[index] for index in range(n)]
 
 
 async def while_connected(receive: Callable[[], Awaitable[Message]], work: Awaitable[T]) -> T:

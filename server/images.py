@@ -1,23 +1,41 @@
 """From a checked HTTP request to the engine's request, and from its pictures to the answer."""
 
-import asyncio
-import base64
-import secrets
-import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import numpy as np
 from fastapi import Request
-from numpy.typing import NDArray
+from starlette.responses import Response
 
 from engine.client import EngineClient
-from engine.manifest import Manifest, Size
-from engine.request import MAX_PROMPT_CHARACTERS, GenerateRequest, InvalidRequest, validate
+from engine.request import ControlKind, GenerateRequest, InvalidRequest, validate
 from server import pictures
-from server.errors import ApiError, quote
-from server.gather import make, while_connected
+from server.answers import Answers
+from server.catalogue import not_found
+from server.errors import ApiError, out_of_range
+from server.events import EventStream
+from server.formats import raw_format
+from server.gather import make, stream, while_connected
 from server.metrics import Metrics
-from server.schemas import MAX_IMAGES, Control, ImageData, ImageRequest, ImageResponse, Limits, Model, parse_size
+from server.orders import Order, check_options, nearest, to_engine
+from server.pictures import DEFAULT_QUALITY
+from server.reading import read_form, read_json
+from server.schemas import EditRequest, ImageRequest, Options, control_kind
+from server.threads import BoundedThreads
+
+# Threads that read control images; they share the processor with the engine.
+DECODERS = 2
+WAITING = 64  # control images that may wait for a thread
+DECODE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A control image before it is read: how to get its bytes, and what to call it when it is refused."""
+
+    read: Callable[[], bytes]
+    kind: ControlKind
+    strength: float | None
+    param: str
 
 
 class ImageService:
@@ -25,103 +43,91 @@ class ImageService:
 
     def __init__(self, client: EngineClient, metrics: Metrics, max_control_pixels: int) -> None:
         self._client = client
-        self._metrics = metrics
+        self._answers = Answers(client.manifest.name, metrics)
         self._max_control_pixels = max_control_pixels
-        self.model = describe(client.manifest, int(time.time()))
+        self._decoders = BoundedThreads("decode", DECODERS, WAITING, DECODE_SECONDS)
 
-    async def create(self, body: ImageRequest, http: Request) -> ImageResponse:
-        """Make the pictures that `body` asks for.
+    async def generate(self, http: Request) -> Response:
+        """Answer `POST /v1/images/generations`.
 
         Raises:
             ApiError, InvalidRequest, NotReady, Overloaded: nothing was made.
             DeadlineMissed, WorkerFailed, Cancelled, ClientGone: nothing will be.
         """
+        body = await read_json(http, ImageRequest)
+        source = None
+        if body.control is not None and (kind := control_kind(body.control.type)) is not None:
+            image = body.control.image
+            source = Source(lambda: pictures.from_base64(image), kind, body.control.strength, "control.image")
+        return await self._answer(http, body, source, "image_generation")
+
+    async def edit(self, http: Request) -> Response:
+        """Answer `POST /v1/images/edits`: the edges of the picture that was sent steer those that are made.
+
+        Raises:
+            as `generate`.
+        """
+        body, image = await read_form(http, EditRequest)
+        kind = control_kind(body.control_type or "picture")
+        source = None if kind is None else Source(lambda: image, kind, body.strength, "image")
+        try:
+            return await self._answer(http, body, source, "image_edit")
+        except InvalidRequest as error:
+            raise out_of_range(error, flat=True) from error
+
+    async def _answer(self, http: Request, body: Options, source: Source | None, kind: str) -> Response:
         manifest = self._client.manifest
         if body.model not in (None, manifest.name):
-            message = f"model {quote(str(body.model))!r} is not served here; this server has {manifest.name!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-        request = to_engine(body, manifest)
-        if body.control is not None:
-            if not manifest.controllable:
-                raise InvalidRequest("control", "none: this model follows no control image", "was given")
-            size = validate(request, manifest).size
-            control = await asyncio.to_thread(read_control, body.control, size, self._max_control_pixels)
-            request = replace(request, control=control, control_kind=body.control.type)
-        making = make(self._client, request, body.n, http.state.request_id)
-        made = await while_connected(http.receive, making)
-        start = time.perf_counter()
-        encoded = await asyncio.to_thread(lambda: [base64.b64encode(pictures.to_png(each.image)) for each in made])
-        stages = {stage: max(each.timings[stage] for each in made) for stage in made[0].timings}
-        timings = stages | {"encode": time.perf_counter() - start}
-        self._metrics.stages(timings)
-        self._metrics.images.inc(len(encoded))
-        height, width = made[0].image.shape[:2]
-        return ImageResponse(
-            created=int(time.time()),
-            data=[
-                ImageData(b64_json=png.decode(), seed=each.seed, steps=each.steps)
-                for png, each in zip(encoded, made, strict=True)
-            ],
-            size=f"{width}x{height}",
-            prompt_truncated=made[0].truncated,
-            timings={stage: round(seconds, 6) for stage, seconds in timings.items()},
+            raise not_found(str(body.model), manifest)
+        raw = raw_format(http.headers.get("accept", ""), body.output_format)
+        n = check_options(body, raw)
+        request = to_engine(body, manifest, None if source is None else source.strength)
+        validate(replace(request, seed=request.seed + n - 1), manifest)
+        if source is not None:
+            request = await self._with_control(request, source, body, kind)
+        order = Order(
+            request=request,
+            n=n,
+            format=raw or body.output_format or "png",
+            quality=DEFAULT_QUALITY if body.output_compression is None else body.output_compression,
+            request_id=http.state.request_id,
+            kind=kind,
         )
+        if body.stream:
+            return await self._stream(http, order)
+        made = await while_connected(http.receive, make(self._client, request, n, order.request_id))
+        return await self._answers.whole(order, made, raw)
 
+    async def _with_control(
+        self, request: GenerateRequest, source: Source, body: Options, kind: str
+    ) -> GenerateRequest:
+        """The request with its control image; an edit of no certain size takes the size that suits its image."""
+        manifest = self._client.manifest
+        if not manifest.controllable:
+            raise InvalidRequest("control", "none: this model follows no control image", "was given")
+        chosen = None if kind == "image_edit" and body.size in (None, "auto") else validate(request, manifest).size
+        most = self._max_control_pixels
 
-def to_engine(body: ImageRequest, manifest: Manifest) -> GenerateRequest:
-    """Translate and check everything but the control image.
+        def read() -> GenerateRequest:
+            data = source.read()
+            size = chosen or nearest(manifest, *pictures.dimensions(data, most))
+            pixels = pictures.read_control(data, source.kind, most, size)
+            return replace(request, control=pixels, control_kind=source.kind, width=size.width, height=size.height)
 
-    Raises:
-        InvalidRequest: a field is outside its limits.
-    """
-    if not 1 <= body.n <= MAX_IMAGES:
-        raise InvalidRequest("n", f"an integer from 1 to {MAX_IMAGES}", f"is {body.n}")
-    width, height = parse_size(body.size)
-    request = GenerateRequest(
-        prompt=body.prompt,
-        seed=secrets.randbelow(2**32) if body.seed is None else body.seed,
-        steps=body.steps,
-        width=width,
-        height=height,
-        strength=1.0 if body.control is None else body.control.strength,
-    )
-    validate(request, manifest)
-    return request
+        try:
+            return await self._decoders.run(read)
+        except pictures.PictureError as error:
+            message = str(error)
+        except TimeoutError:
+            message = f"takes more than {DECODE_SECONDS:g} s to decode"
+        raise ApiError(400, f"{source.param} {message}", param=source.param, code="invalid_image")
 
-
-def read_control(control: Control, size: Size, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a control image to uint8 [size.height, size.width, 3].
-
-    Raises:
-        ApiError: it cannot be read.
-    """
-    try:
-        return pictures.read_control(pictures.from_base64(control.image), control.type, max_pixels, size)
-    except pictures.PictureError as error:
-        message = f"control.image {error}"
-        raise ApiError(400, message, param="control.image", code="invalid_image") from error
-
-
-def describe(manifest: Manifest, created: int) -> Model:
-    """The model's entry in GET /v1/models."""
-    default, steps = manifest.images.default, manifest.steps
-    return Model(
-        id=manifest.name,
-        created=created,
-        owned_by="pixart-delta-server",
-        licence=manifest.licence,
-        limits=Limits(
-            sizes=_sizes(manifest),
-            default_size=f"{default.width}x{default.height}",
-            steps=(steps.min, steps.max),
-            default_steps=steps.default,
-            images=(1, MAX_IMAGES),
-            prompt_characters=MAX_PROMPT_CHARACTERS,
-            prompt_tokens=manifest.max_tokens,
-            control=manifest.controllable,
-        ),
-    )
-
-
-def _sizes(manifest: Manifest) -> list[str]:
-    return [f"{size.width}x{size.height}" for size in manifest.images.allowed]
+    async def _stream(self, http: Request, order: Order) -> Response:
+        """Refusals are still answers of their own: the stream begins with the first event."""
+        events = stream(self._client, order.request, order.n, order.request_id)
+        try:
+            first = await while_connected(http.receive, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        return EventStream(self._answers.frames(order, first, events))

@@ -1,24 +1,33 @@
-"""Pictures on the wire: control images in, PNG out. Slow enough that callers run it in a thread."""
+"""Pictures on the wire: control images in; PNG, JPEG or WebP out. Slow enough that callers run it in a thread."""
 
 import base64
 import binascii
 import io
+import json
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from engine.manifest import Size
 from engine.request import ControlKind
 
 Pixels = NDArray[np.uint8]
+Format = Literal["png", "jpeg", "webp"]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MIN_SIDE = 8  # pixels
+DEFAULT_QUALITY = 90  # of JPEG and WebP
+# Each scan of a progressive JPEG passes over all pixels, and takes a few bytes; ten are usual.
+MAX_SCANS = 64
+# Base64 is read in pieces, because the interpreter lock is held for each.
+_PIECE = 1 << 18
 
 
 class PictureError(ValueError):
-    """A control image is refused; the message says why, and names the limit if it is one."""
+    """A client's picture is refused; the message says why, and names the limit if it is one."""
 
 
 def from_base64(text: str) -> bytes:
@@ -27,48 +36,79 @@ def from_base64(text: str) -> bytes:
     Raises:
         PictureError: the text is not base64.
     """
-    if text.startswith("data:"):
-        _, _, text = text.partition(",")
+    start = text.find(",", 0, 200) + 1 if text.startswith("data:") else 0
     try:
-        return base64.b64decode(text, validate=True)
+        pieces = [base64.b64decode(text[at : at + _PIECE], validate=True) for at in range(start, len(text), _PIECE)]
     except (binascii.Error, ValueError) as error:
         raise PictureError("is not base64") from error
+    if any(len(piece) * 4 != _PIECE * 3 for piece in pieces[:-1]):
+        raise PictureError("is not base64")  # padding in the middle
+    return b"".join(pieces)
+
+
+def dimensions(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Width and height of a PNG, JPEG or WebP picture as it is to be seen. Its pixels are not decoded.
+
+    Raises:
+        PictureError: not such a picture, too large or too small.
+    """
+    with _open(data, max_pixels) as file:
+        width, height = file.size
+        try:
+            turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception:  # a damaged note of a rotation is no rotation
+            turned = False
+    return (height, width) if turned else (width, height)
 
 
 def decode(data: bytes, max_pixels: int, width: int, height: int) -> Pixels:
     """Read a PNG, JPEG or WebP picture to uint8 [height, width, 3]: scaled to cover, then cropped about the centre.
 
     The header is read first, and a picture of more than `max_pixels` is refused before any of its pixels is decoded.
-    Transparent parts come out white, like paper. A rotation noted by a camera is applied.
+    Transparent parts come out white, like paper. A rotation noted by a camera is applied. Of an animation the first
+    frame counts. Whatever follows the picture in the file is not looked at.
 
     Raises:
         PictureError: not such a picture, damaged, too large or too small.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            _check_size(file, max_pixels)
-            upright = ImageOps.exif_transpose(file)
+    with _open(data, max_pixels) as file:
+        try:
+            file.draft(None, (2 * max(width, height),) * 2)  # lets a large JPEG be decoded at a fraction of its size
+            upright = _eight_bits(ImageOps.exif_transpose(file))
             upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-    except PictureError:
-        raise
-    except UnidentifiedImageError as error:
-        raise PictureError("is not a PNG, JPEG or WebP picture") from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"has too many pixels; at most {max_pixels} are allowed") from error
-    except Exception as error:  # damaged files make the decoders raise nearly anything
-        raise PictureError("is damaged and cannot be decoded") from error
+        except Exception as error:  # damaged files make the decoders raise nearly anything
+            raise PictureError("is damaged and cannot be decoded") from error
     picture = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return np.array(picture)
 
 
-def _check_size(picture: Image.Image, max_pixels: int) -> None:
-    size = f"{picture.width}x{picture.height} pixels"
-    if picture.width * picture.height > max_pixels:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture behind its header, its size being allowed; no pixel is decoded yet."""
+    try:
+        file = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise PictureError("is not a PNG, JPEG or WebP picture") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"has too many pixels; at most {max_pixels} are allowed") from error
+    except Exception as error:
+        raise PictureError("is damaged and cannot be decoded") from error
+    size = f"{file.width}x{file.height} pixels"
+    if file.width * file.height > max_pixels:
         raise PictureError(f"has {size}; at most {max_pixels} in all are allowed")
-    if min(picture.size) < MIN_SIDE:
+    if min(file.size) < MIN_SIDE:
         raise PictureError(f"has {size}; at least {MIN_SIDE}x{MIN_SIDE} are needed")
+    if file.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise PictureError(f"has more than {MAX_SCANS} scans")
+    return file
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits lose their lower eight; Pillow's own conversion would clip them."""
+    if picture.mode not in ("I", "I;16", "I;16B", "I;16L"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def read_control(data: bytes, kind: ControlKind, max_pixels: int, size: Size) -> Pixels:
@@ -86,8 +126,25 @@ def _light_on_dark(edges: Pixels) -> Pixels:
     return 255 - edges if edges.mean() > 127.5 else edges
 
 
-def to_png(pixels: Pixels) -> bytes:
-    """Encode uint8 [H, W, 3]."""
+def encode(
+    pixels: Pixels, format: Format, quality: int = DEFAULT_QUALITY, notes: Mapping[str, str | int] | None = None
+) -> bytes:
+    """Encode uint8 [H, W, 3]. `quality` is 0 to 100, for JPEG and WebP; `notes` go into a PNG, as the text "pixart"."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
+    picture = Image.fromarray(pixels)
+    match format:
+        case "png":
+            text = PngImagePlugin.PngInfo()
+            if notes is not None:
+                text.add_text("pixart", json.dumps(notes))
+            picture.save(buffer, "PNG", compress_level=3, pnginfo=text)
+        case "jpeg":
+            picture.save(buffer, "JPEG", quality=quality)
+        case "webp":
+            picture.save(buffer, "WEBP", quality=quality, method=2)
     return buffer.getvalue()
+
+
+def to_png(pixels: Pixels) -> bytes:
+    """Encode uint8 [H, W, 3], without notes."""
+    return encode(pixels, "png")

@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from PIL import Image, ImageDraw
 
@@ -125,25 +124,6 @@ def test_a_prompt_of_too_many_tokens_is_cut_and_says_so(create: Any) -> None:
     longer = create(prompt=words + " blue")
     assert longer["prompt_truncated"] is True
     assert longer["data"] == create(prompt=words + " brown fox")["data"]
-
-
-def test_openais_client(server: Any) -> None:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        (model,) = client.models.list().data
-        answer = client.images.generate(
-            model=model.id,
-            prompt=PROMPT,
-            n=2,
-            size="auto",
-            response_format="b64_json",
-            user="someone",
-            extra_body={"seed": 7, "steps": 2},
-        )
-        assert answer.data is not None and len(answer.data) == 2
-        assert base64.b64decode(answer.data[0].b64_json or "").startswith(b"\x89PNG")
-        with pytest.raises(openai.UnprocessableEntityError, match="1 to 8") as refusal:
-            client.images.generate(prompt=PROMPT, extra_body={"steps": 9})
-        assert refusal.value.param == "steps" and refusal.value.code == "out_of_range"
 
 
 def test_pictures_do_not_block_the_event_loop(server: Any) -> None:

@@ -46,7 +46,7 @@ def test_the_model_and_its_limits(client: httpx.Client) -> None:
     limits = model["limits"]
     assert limits["sizes"] == ["64x64", "96x48"] and limits["default_size"] == "64x64"
     assert limits["steps"] == [1, 8] and limits["default_steps"] == 4
-    assert limits["images"] == [1, 4] and limits["control"] is True
+    assert limits["images"] == [1, 10] and limits["control"] is True
     assert limits["prompt_characters"] == 1000
 
 

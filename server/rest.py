@@ -1,0 +1,151 @@
+"""The routes of OpenAI's Images API, and what their OpenAPI description says."""
+
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
+
+from engine.client import EngineClient
+from server.catalogue import describe, not_found
+from server.examples import EDITS, GENERATIONS
+from server.images import ImageService
+from server.schemas import (
+    CompletedEvent,
+    EditRequest,
+    ErrorEvent,
+    ErrorResponse,
+    ImageRequest,
+    ImageResponse,
+    Model,
+    ModelList,
+    PartialImageEvent,
+)
+
+_REF = "#/components/schemas/{model}"
+# Bodies that the routes read by themselves, and events, which the framework therefore does not see.
+_MODELS = (ImageRequest, EditRequest, PartialImageEvent, CompletedEvent, ErrorEvent)
+_REQUEST_ID = {"X-Request-Id": {"description": "The client's, or a new one.", "schema": {"type": "string"}}}
+_RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+_MEANINGS = {
+    400: "The body is no JSON or no form, or holds a picture that cannot be used.",
+    401: "An API key is needed, and none or a wrong one was sent.",
+    403: "The web page that asks is not allowed to.",
+    404: "There is no such model.",
+    408: "The body took too long to arrive.",
+    413: "The body is too large.",
+    415: "The body is of another type than it must be.",
+    422: "A field is missing, unknown, of the wrong type or outside its limits.",
+    429: "Too much is asked at once.",
+    499: "The request was cancelled.",
+    503: "The model is still being loaded, or the server is shutting down.",
+    504: "The timeout passed before the picture was ready.",
+}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {
+            "description": _MEANINGS[status],
+            "model": ErrorResponse,
+            "headers": _REQUEST_ID | (_RETRY if status == 429 else {}),
+        }
+        for status in statuses
+    }
+
+
+def _pictures(kind: str) -> dict[int | str, dict[str, Any]]:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    events = [_REF.format(model=model.__name__) for model in (PartialImageEvent, CompletedEvent, ErrorEvent)]
+    text = (
+        f"With `stream`: events `{kind}.partial_image` and `{kind}.completed`, or `error`; each one's data is JSON: "
+        + ", ".join(reference.rpartition("/")[2] for reference in events)
+    )
+    ok = {
+        "description": "JSON; with `Accept: image/png` (or jpeg, webp) the bytes of the picture, and headers X-Seed,"
+        " X-Steps and Server-Timing; with `stream` server-sent events.",
+        "model": ImageResponse,
+        "headers": _REQUEST_ID,
+        "content": {f"image/{format}": binary for format in ("png", "jpeg", "webp")}
+        | {"text/event-stream": {"schema": {"type": "string", "description": text}}},
+    }
+    return {200: ok, **_errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 499, 503, 504)}
+
+
+def _body(media_type: str, schema: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema, "examples": examples}}}}
+
+
+_FORM = {
+    "allOf": [
+        {"$ref": _REF.format(model="EditRequest")},
+        {
+            "type": "object",
+            "properties": {"image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}},
+            "required": ["image"],
+        },
+    ]
+}
+
+
+def install(app: FastAPI, service: ImageService, client: EngineClient) -> None:
+    """Add the routes below /v1, and what `app.openapi` says of them."""
+    model = describe(client.manifest, int(time.time()))
+
+    @app.post(
+        "/v1/images/generations",
+        response_model=ImageResponse,
+        responses=_pictures("image_generation"),
+        openapi_extra=_body("application/json", {"$ref": _REF.format(model="ImageRequest")}, GENERATIONS),
+    )
+    async def create_images(request: Request) -> Response:
+        """Make pictures from a prompt and, if wanted, a control image."""
+        return await service.generate(request)
+
+    @app.post(
+        "/v1/images/edits",
+        response_model=ImageResponse,
+        responses=_pictures("image_edit"),
+        openapi_extra=_body("multipart/form-data", _FORM, EDITS),
+    )
+    async def edit_images(request: Request) -> Response:
+        """Make pictures from a prompt that follow the edges of a picture."""
+        return await service.edit(request)
+
+    @app.get("/v1/models", responses=_errors(401, 403))
+    async def list_models() -> ModelList:
+        """The served model and its limits."""
+        return ModelList(data=[model])
+
+    @app.get("/v1/models/{name:path}", responses=_errors(401, 403, 404))
+    async def get_model(name: str) -> Model:
+        """One model; there is but the served one."""
+        if name != model.id:
+            raise not_found(name, client.manifest)
+        return model
+
+    _describe(app)
+
+
+def _describe(app: FastAPI) -> None:
+    """Make `app.openapi` tell the whole truth: our own bodies and events, and our errors instead of the framework's."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
+            schemas = schema["components"]["schemas"]
+            schemas |= definitions["$defs"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    found = operation["responses"]
+                    if "HTTPValidationError" in str(found.get("422")):
+                        del found["422"]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
