@@ -99,14 +99,15 @@ def test_every_answer_has_the_headers_that_keep_browsers_safe(client: httpx.Clie
             assert f"'sha256-{digest}'" in page.headers["content-security-policy"]
 
 
-def test_only_listed_origins_may_read_or_ask(start_server: Any, tmp_path: Path) -> None:
-    """One server with everything that guards it, and a log for machines."""
+def test_a_guarded_server_and_its_log(start_server: Any, tmp_path: Path) -> None:
+    """One server with keys, origins and a log for machines, which then ends although a request is stuck."""
     text, key = keys.create("alice")
     keys.write(tmp_path / "keys.json", [key])
     running = start_server(
         PIXART_API_KEYS=str(tmp_path / "keys.json"),
         PIXART_ALLOWED_ORIGINS="https://good.example",
         PIXART_LOG_FORMAT="json",
+        PIXART_DRAIN_SECONDS="1",
     )
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     headers = {"Authorization": f"Bearer {text}", "X-Request-Id": "mine", "traceparent": trace}
@@ -127,8 +128,18 @@ def test_only_listed_origins_may_read_or_ask(start_server: Any, tmp_path: Path) 
         metrics = client.get("/metrics", headers=headers).text
     for reason in ("unauthenticated", "origin_not_allowed", "unknown_host"):
         assert f'pixart_refusals_total{{reason="{reason}"}}' in metrics
-    running.process.terminate()
-    running.wait_for_end()
+    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    with socket.create_connection(address) as stuck:  # which must not keep the server from ending
+        head = (
+            f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {text}\r\nContent-Length: 100\r\n\r\n"
+        )
+        stuck.sendall(head.encode() + b"{")
+        with httpx.Client(base_url=running.url, headers=headers, timeout=60) as client:
+            while f'in_flight{{route="{ROUTE}"}} 1.0' not in client.get("/metrics").text:
+                time.sleep(0.01)
+        running.process.terminate()
+        running.wait_for_end()
+        assert running.process.wait(60) == 0
     lines = [json.loads(line) for line in running.lines if line.startswith("{")]
     (made,) = (
         line for line in lines if line.get("request_id") == "mine" and line.get("status") == 200 and "seed" in line
