@@ -74,6 +74,7 @@ class ShapeError(ValueError):
 _ADAPTERS = {
     "openvino": ("engine.backends.openvino", "OpenVINOBackend"),
     "onnxruntime": ("engine.backends.onnxruntime", "OnnxRuntimeBackend"),
+    "torch": ("engine.backends.torch", "TorchBackend"),
 }
 
 

@@ -29,19 +29,44 @@ class OpenVINOModule:
 
 
 class OpenVINOBackend:
-    """Compiles for one device; what it compiled is kept in a cache and loaded from there the next time."""
+    """Compiles for one device; what it compiled is kept in a cache and loaded from there the next time.
+
+    `device` is one of OpenVINO's names (CPU, GPU, GPU.1, NPU, AUTO). `threads` bounds the cores of one call, 0 takes
+    them all. `streams` calls could run side by side, each with its share of the threads; a module here runs one call
+    at a time, so more than one stream only takes threads away from it. `precision` is what float32 graphs are computed
+    in; quantised parts stay in 8 bits.
+
+    Raises:
+        ValueError: OpenVINO does not find the device.
+    """
 
     name = "openvino"
 
     def __init__(self, options: BackendOptions) -> None:
         self._core = ov.Core()
         self._device = options.device
+        self._check(options)
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": options.precision,
             "NUM_STREAMS": options.streams,
             **({"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}),
         }
         self._cache = BlobCache(options.cache) if options.cache else None
+
+    def _check(self, options: BackendOptions) -> None:
+        """Refuse a device that is not there; say when a precision will be slower than it sounds."""
+        present = self._core.available_devices
+        kind = options.device.partition(".")[0]
+        if kind not in ("AUTO", "HETERO", "MULTI") and not any(device.startswith(kind) for device in present):
+            raise ValueError(f"device {options.device}: OpenVINO finds {', '.join(present) or 'no device'} only")
+        if options.device != "CPU" or options.precision == "f32":
+            return
+        capability = {"bf16": "BF16", "f16": "FP16"}[options.precision]
+        if capability not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            log.warning(
+                "this CPU has no arithmetic in %s, so OpenVINO computes in f32 instead; set f32 and save the rounding",
+                options.precision,
+            )
 
     def compile(self, source: Source) -> OpenVINOModule:
         """See `engine.backends.base.Backend.compile`."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 
 from engine.backends import BackendOptions, CompileError, ShapeError, Source, create, names
@@ -134,3 +135,34 @@ def test_importing_the_engine_imports_neither_torch_nor_a_runtime() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("device", "problem"),
+    [
+        ("CUDA", r"no CUDAExecutionProvider \(it has .*CPUExecutionProvider.*\); install onnxruntime-gpu in its place"),
+        ("CUDA:1", "no CUDAExecutionProvider"),
+        ("CUDA:one", r"'CUDA:one' is not CPU, CUDA or CUDA:<number>"),
+        ("CPU:1", "is not CPU"),
+        ("GPU", "is not CPU"),
+    ],
+)
+def test_onnxruntime_says_what_a_device_lacks(device: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        create("onnxruntime", BackendOptions(device=device))
+
+
+def test_openvino_says_which_devices_there_are() -> None:
+    with pytest.raises(ValueError, match=r"device TPU: OpenVINO finds .*CPU.* only"):
+        create("openvino", BackendOptions(device="TPU"))
+
+
+def test_openvino_warns_of_a_precision_exactly_where_it_does_not_use_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    create("openvino", BackendOptions())
+    assert not caplog.records
+    create("openvino", BackendOptions(precision="bf16"))
+    compiled = openvino.Core().compile_model(source().graph, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    assert used in ("bf16", "f32")
+    assert ("no arithmetic in bf16" in caplog.text) is (used == "f32")
