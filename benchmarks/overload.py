@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 CLIENTS = 8
+PATIENCE = 60.0  # seconds that those wait for whom nothing is urgent
 ROUTE = "/v1/images/generations"
 
 
@@ -53,16 +54,15 @@ class Report:
 class Client:
     """As many kept connections to one server as are needed at once."""
 
-    def __init__(self, host: str, port: int, deadline: float) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
-        self._deadline = deadline
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
         self._serial = 0
 
-    async def ask(self) -> Answer:
-        """Ask for one picture, of a prompt that was not asked for before."""
+    async def ask(self, deadline: float) -> Answer:
+        """Ask for one picture within `deadline` seconds, of a prompt that was not asked for before."""
         self._serial += 1
-        body = json.dumps({"prompt": f"a red apple, number {self._serial}", "timeout": self._deadline}).encode()
+        body = json.dumps({"prompt": f"a red apple, number {self._serial}", "timeout": deadline}).encode()
         head = f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         start = time.perf_counter()
         while True:
@@ -97,14 +97,14 @@ async def closed_loop(client: Client, seconds: float) -> float:
     async def one() -> None:
         nonlocal made
         while time.perf_counter() < end:
-            answer = await client.ask()
+            answer = await client.ask(PATIENCE)
             made += answer.status == 200 and time.perf_counter() < end
 
     await asyncio.gather(*(one() for _ in range(CLIENTS)))
     return made / seconds
 
 
-async def open_loop(client: Client, rate: float, seconds: float, seed: int = 0) -> list[Answer]:
+async def open_loop(client: Client, rate: float, seconds: float, deadline: float, seed: int = 0) -> list[Answer]:
     """Requests at random moments, `rate` a second on average."""
     random_numbers = random.Random(seed)
     start = time.perf_counter()
@@ -112,7 +112,7 @@ async def open_loop(client: Client, rate: float, seconds: float, seed: int = 0) 
     tasks: list[asyncio.Task[Answer]] = []
     while (moment := moment + random_numbers.expovariate(rate)) < seconds:
         await asyncio.sleep(start + moment - time.perf_counter())
-        tasks.append(asyncio.create_task(client.ask()))
+        tasks.append(asyncio.create_task(client.ask(deadline)))
     return list(await asyncio.gather(*tasks))
 
 
@@ -139,11 +139,14 @@ def summarise(capacity: float, answers: list[Answer], seconds: float, deadline: 
 
 async def measure(host: str, port: int, factor: float, seconds: float, deadline: float) -> Report:
     """Measure a server that is ready."""
-    client = Client(host, port, deadline)
+    client = Client(host, port)
     try:
         await closed_loop(client, seconds / 12)  # until its costs are known
         capacity = await closed_loop(client, seconds / 6)
-        return summarise(capacity, await open_loop(client, factor * capacity, seconds, 0), seconds, deadline)
+        if not capacity:
+            raise SystemExit("the server makes no pictures")
+        answers = await open_loop(client, factor * capacity, seconds, deadline)
+        return summarise(capacity, answers, seconds, deadline)
     finally:
         client.close()
 
