@@ -4,6 +4,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +44,18 @@ def _calls(pipeline: Pipeline) -> dict[Key, Callable[[], object]]:
     side = manifest.images.default.width
     edges = np.zeros((manifest.images.default.height, side, 3), dtype=np.uint8)
     prompt = "a red apple on a blue background"
-    calls: dict[Key, Callable[[], object]] = {("text", None, 1): lambda: pipeline.encode_text(prompt)}
+    calls: dict[Key, Callable[[], object]] = {("text", None, 1): partial(pipeline.encode_text, prompt)}
     for controlled in (False, True) if manifest.controllable else (False,):
         request = GenerateRequest(prompt, steps=manifest.steps.max, control=edges if controlled else None)
         job = validate(request, manifest)
         control = pipeline.encode_control(job)
         text = pipeline.encode_text(prompt)
         if controlled:
-            calls["control", (side, True), 1] = lambda job=job: pipeline.encode_control(job)
+            calls["control", (side, True), 1] = partial(pipeline.encode_control, job)
         for batch in range(1, pipeline.max_batch + 1):
             samples = [pipeline.start(job, text, control) for _ in range(batch)]
-            calls["denoise", (side, controlled), batch] = lambda samples=samples: _step(pipeline, samples)
-            calls["decode", (side, controlled), batch] = lambda samples=samples: pipeline.decode(samples)
+            calls["denoise", (side, controlled), batch] = partial(_step, pipeline, samples)
+            calls["decode", (side, controlled), batch] = partial(pipeline.decode, samples)
     return calls
 
 
