@@ -1,7 +1,7 @@
 """Which requests run next: the order among them, how many share a call, and when each would be ready."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from engine.costs import CostModel
@@ -24,25 +24,26 @@ class Plan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes plans for one device. `worth`: see `Load.worth`."""
+    """Makes plans for one device. `worth` and `reserve`: see `Load`."""
 
     costs: CostModel
     max_batch: int
     worth: float = 1.0
+    reserve: float = 0.0
     limits: Mapping[tuple[Stage, Shape], int] = field(default_factory=dict)
 
     def plan(self, flights: Sequence[Flight], now: float) -> Plan:
         """The first of these that keeps every deadline, or else the one that breaks the fewest.
 
         By due time, what only needs decoding first; by deadline; the same with the most urgent alone; both with
-        elastic requests cut short.
+        elastic requests cut short. The first also cuts them short when it leaves too little slack.
         """
         order = sorted(flights, key=lambda flight: (flight.stage != "decode", flight.due))
         if all(flight.deadline == inf for flight in flights):
             return Plan(order, {}, frozenset())
         best = self.foresee(order, now)
         if not best.late:
-            return best
+            return replace(best, cut=self._tight(best, now))
         urgent = sorted(flights, key=lambda flight: flight.urgency)
         elastic = any(flight.steps_left() > flight.steps_left(cut=True) for flight in flights)
         for cut in (False, True)[: 1 + elastic]:
@@ -53,6 +54,13 @@ class Planner:
                 if not best.late:
                     return best
         return best
+
+    def _tight(self, plan: Plan, now: float) -> bool:
+        """Whether somebody who could do with fewer steps should, so that slack is left for requests yet to come."""
+        if self.reserve == 0.0 or not any(flight.can_be_cut for flight in plan.order):
+            return False
+        share = 1.0 - self.reserve
+        return any(plan.ready[flight.id] - now > share * (flight.deadline - now) for flight in plan.order)
 
     def foresee(
         self, order: Sequence[Flight], now: float, cut: bool = False, alone: bool = False, skip: bool = False

@@ -1,6 +1,7 @@
 """Decides, call by call, what the device does next. Pure: no tensors, no threads, no clock of its own."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from math import inf
 
 from engine.costs import CostModel
@@ -65,33 +66,40 @@ class Scheduler:
             flight = Flight.of(ticket, self.costs)
             self._load.arrive(self._least_occupation(ticket), now)
         if len(self._tickets) >= self._capacity:
-            plan = self._planner(now).foresee(list(self._flights.values()), self._start(now))
-            raise Refused("queue_full", max(min(plan.ready.values()) - now, 0.0))
-        before = list(self._flights.values())
+            flights, start = self._foreseeable(now)
+            ready = self._planner(now).foresee(flights, start).ready.values()
+            raise Refused("queue_full", max(min(ready, default=start) - now, 0.0))
+        before, start = self._foreseeable(now)
         self._add(flight, ticket)
-        if ticket.deadline is None:
-            return
-        planner, start = self._planner(now), self._start(now)
-        plan = planner.plan(list(self._flights.values()), start)
-        if not plan.late:
-            return
-        late = plan.late - planner.plan(before, start).late if flight.id not in plan.late else plan.late
-        if late:
-            lateness = max(plan.ready[id] - self._flights[id].deadline for id in late)
+        if ticket.deadline is not None and (late := self._lateness(flight, before, now)) > 0.0:
             self.cancel(ticket.id, now)
-            raise Refused("deadline", lateness)
+            raise Refused("deadline", late)
+
+    def _lateness(self, flight: Flight, before: Sequence[Flight], now: float) -> float:
+        """By how much the best plan misses the deadline of `flight` or, for its sake, another's; 0.0: by nothing.
+
+        `before`: what was foreseeable without it.
+        """
+        planner = self._planner(now)
+        flights, start = self._foreseeable(now)
+        plan = planner.plan(flights, start)
+        own = plan.ready.get(flight.id, start) - flight.deadline  # if it is not in the plan, its decoding runs
+        if own > 0.0 or not plan.late:
+            return max(own, 0.0)
+        others = plan.late - planner.plan(before, start).late
+        return max((plan.ready[id] - self._flights[id].deadline for id in others), default=0.0)
 
     def predicted_completion(self, ticket: Ticket, now: float) -> float:
         """When the ticket's picture would be ready if it were admitted now."""
+        flights, start = self._foreseeable(now)
         flight = self._shared(ticket)
-        flights = list(self._flights.values())
         if flight is None:
             flight = Flight.of(ticket, self.costs)
             flight.join(ticket)
             flights.append(flight)
-        planner, start = self._planner(now), self._start(now)
+        planner = self._planner(now)
         plan = planner.plan(flights, start)
-        return (plan if plan.ready else planner.foresee(plan.order, start)).ready[flight.id]
+        return (plan if plan.ready else planner.foresee(plan.order, start)).ready.get(flight.id, start)
 
     def cancel(self, id: str, now: float) -> bool:
         """Forget a ticket; a call that runs is finished, but no further one is made. False: no such ticket."""
@@ -163,15 +171,22 @@ class Scheduler:
             self._limits[work.stage, work.shape] = max(max_batch, 1)
 
     def _planner(self, now: float) -> Planner:
-        return Planner(self.costs, self._max_batch, self._load.worth(now), self._limits)
+        return Planner(self.costs, self._max_batch, self._load.worth(now), self._load.reserve(now), self._limits)
 
-    def _start(self, now: float) -> float:
-        """From when on to predict: a call that runs counts from its start, for its requests are as they were then."""
-        starts = [
-            max(since, now - self.costs.seconds(work.stage, work.shape, len(work.ids)))
-            for work, (since, _) in self._calls.items()
-        ]
-        return min(starts, default=now)
+    def _foreseeable(self, now: float) -> tuple[list[Flight], float]:
+        """The computations as they will be when the calls that run have ended, and when that will be."""
+        start = now
+        for work, (since, _) in self._calls.items():
+            start = max(start, since + self.costs.seconds(work.stage, work.shape, len(work.ids)))
+        flights = []
+        for flight in self._flights.values():
+            if flight.busy:
+                if flight.stage == "decode":
+                    continue
+                flight = replace(flight, todo=list(flight.todo))
+                flight.advance(flight.stage)
+            flights.append(flight)
+        return flights, start
 
     def _used(self, id: str) -> bool:
         running = any(id in work.ids for work in self._calls)

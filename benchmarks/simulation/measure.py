@@ -1,7 +1,6 @@
 """Stage costs of a bundle on this machine."""
 
 import random
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,14 +17,14 @@ from engine.ticket import Shape, Stage
 Key = tuple[Stage, Shape, int]
 
 
-def costs(folder: Path, rounds: int = 15) -> dict[Key, float]:
-    """Median seconds by stage, shape class (side in pixels, controlled) and batch size, on OpenVINO.
+def costs(folder: Path, rounds: int = 20, threads: int = 0) -> dict[Key, float]:
+    """Seconds by stage, shape class (side in pixels, controlled) and batch size, on OpenVINO.
 
-    Every round times each call once, in an order that is shuffled anew, so that what else the machine does falls on
-    all alike. Pictures of the bundle's default size only.
+    Every round times each call once, in an order that is shuffled anew; the least counts, because what else the
+    machine does can only add. Pictures of the bundle's default size only. `threads` 0: all cores.
     """
     bundle = Bundle.load(folder)
-    pipeline = Pipeline(bundle, create("openvino", BackendOptions()))
+    pipeline = Pipeline(bundle, create("openvino", BackendOptions(threads=threads)))
     calls = _calls(pipeline)
     seconds: dict[Key, list[float]] = {key: [] for key in calls}
     order = list(calls)
@@ -36,7 +35,7 @@ def costs(folder: Path, rounds: int = 15) -> dict[Key, float]:
             calls[key]()
             if index >= 2:  # the first ones warm up
                 seconds[key].append(time.perf_counter() - start)
-    return {key: statistics.median(seconds[key]) for key in calls}
+    return {key: min(seconds[key]) for key in calls}
 
 
 def _calls(pipeline: Pipeline) -> dict[Key, Callable[[], object]]:

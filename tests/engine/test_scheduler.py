@@ -1,18 +1,26 @@
 """The scheduler on small cases that can be followed by hand."""
 
+from typing import Any
+
 import pytest
 
 from engine.costs import CostModel
 from engine.plan import MARGIN
 from engine.scheduler import Scheduler
-from engine.ticket import Preparation, Refused, Ticket, Work
+from engine.ticket import Preparation, Refused, Shape, Stage, Ticket, Work
 
 SHAPE = ("64x64", False)
-COSTS = {("text", None, 1): 1.0, ("control", SHAPE, 1): 2.0, ("denoise", SHAPE, 1): 10.0, ("decode", SHAPE, 1): 4.0}
+COSTS: dict[tuple[Stage, Shape, int], float] = {
+    ("text", None, 1): 1.0,
+    ("control", SHAPE, 1): 2.0,
+    ("denoise", SHAPE, 1): 10.0,
+    ("decode", SHAPE, 1): 4.0,
+}
+FLAT = COSTS | {("denoise", SHAPE, 4): 10.0}  # a batch costs no more than one
 
 
-def ticket(id: str, **changes) -> Ticket:
-    fields = {"shape": SHAPE, "steps": 2, "min_steps": 2, "arrived": 0.0, "key": id} | changes
+def ticket(id: str, **changes: Any) -> Ticket:
+    fields: dict[str, Any] = {"shape": SHAPE, "steps": 2, "min_steps": 2, "arrived": 0.0, "key": id} | changes
     return Ticket(id, **fields)
 
 
@@ -66,3 +74,92 @@ def test_refusals_say_why_and_for_how_long():
     with pytest.raises(Refused) as refused:
         scheduler.admit(ticket("d"), 0.0)
     assert refused.value.reason == "queue_full" and refused.value.retry_after == pytest.approx(25.0 * (1.0 + MARGIN))
+
+
+def test_a_batch_grows_where_that_pays_and_only_there():
+    for costs, largest in ((COSTS, 1), (FLAT, 4)):
+        scheduler = Scheduler(CostModel(costs), 4, 8)
+        for id in "abcdef":
+            scheduler.admit(ticket(id), 0.0)
+        assert max(len(work.ids) for work in run(scheduler)[0] if work.stage == "denoise") == largest
+
+
+def test_without_a_gain_requests_are_finished_in_order():
+    scheduler = Scheduler(CostModel(COSTS), 4, 8)
+    for id in "abc":
+        scheduler.admit(ticket(id), 0.0)
+    assert run(scheduler)[1] == {"a": 25.0, "b": 50.0, "c": 75.0}
+
+
+def test_newcomers_join_at_the_next_step():
+    scheduler = Scheduler(CostModel(FLAT), 4, 8)
+    scheduler.admit(ticket("a", steps=3, encode=Preparation(text=False)), 0.0)
+    work = scheduler.next(0.0)
+    assert work is not None
+    scheduler.admit(ticket("b", encode=Preparation(text=False)), 5.0)
+    scheduler.finish(work, None, 10.0)
+    together = scheduler.next(10.0)
+    assert together is not None and set(together.ids) == {"a", "b"}
+
+
+def test_short_requests_overtake_and_urgent_ones_overtake_them():
+    scheduler = Scheduler(CostModel(COSTS), 4, 8)
+    scheduler.admit(ticket("long", steps=8), 0.0)
+    scheduler.admit(ticket("short", steps=1, min_steps=1), 0.0)
+    assert list(run(scheduler)[1]) == ["short", "long"]
+    scheduler.admit(ticket("long", steps=8, deadline=90.0), 0.0)
+    scheduler.admit(ticket("short", steps=1, min_steps=1), 0.0)
+    assert list(run(scheduler)[1]) == ["long", "short"]
+
+
+def test_interactive_requests_go_before_others():
+    scheduler = Scheduler(CostModel(COSTS), 4, 8)
+    scheduler.admit(ticket("a", priority="batch"), 0.0)
+    scheduler.admit(ticket("b"), 0.0)
+    assert list(run(scheduler)[1]) == ["b", "a"]
+
+
+def test_steps_are_cut_to_keep_a_neighbours_deadline():
+    scheduler = Scheduler(CostModel(COSTS), 4, 8)
+    scheduler.admit(ticket("a", steps=4, min_steps=1, deadline=60.0), 0.0)
+    scheduler.admit(ticket("b", steps=2, deadline=50.0), 0.0)  # 45 + 25 alone in a row
+    finished = {}
+    now = 0.0
+    while (work := scheduler.next(now)) is not None:
+        now += scheduler.costs.seconds(work.stage, work.shape, len(work.ids))
+        for done in scheduler.finish(work, None, now):
+            finished[done.id] = (now, done.steps)
+    assert finished["b"][0] <= 50.0 and finished["b"][1] == 2
+    assert finished["a"][0] <= 60.0 and 1 <= finished["a"][1] < 4
+
+
+def test_hopeless_requests_are_dropped():
+    scheduler = Scheduler(CostModel(COSTS), 4, 8)
+    scheduler.admit(ticket("a", deadline=30.0), 0.0)
+    assert scheduler.drop_hopeless(4.0) == ()
+    assert scheduler.drop_hopeless(6.0) == ("a",)
+    assert scheduler.next(6.0) is None
+
+
+def test_a_call_that_failed_is_done_again_smaller():
+    scheduler = Scheduler(CostModel(FLAT), 4, 8)
+    for id in "abcd":
+        scheduler.admit(ticket(id, encode=Preparation(text=False)), 0.0)
+    work = scheduler.next(0.0)
+    assert work is not None and len(work.ids) == 4
+    scheduler.abandon(work, max_batch=2)
+    works, ready = run(scheduler)
+    assert max(len(work.ids) for work in works) == 2 and len(ready) == 4
+
+
+def test_an_id_is_used_once_at_a_time():
+    scheduler = Scheduler(CostModel(COSTS), 4, 8)
+    scheduler.admit(ticket("a"), 0.0)
+    work = scheduler.next(0.0)
+    assert work is not None
+    scheduler.cancel("a", 0.0)
+    with pytest.raises(ValueError, match="in use"):  # its call still runs
+        scheduler.admit(ticket("a"), 0.0)
+    assert scheduler.finish(work, None, 1.0) == ()
+    scheduler.admit(ticket("a"), 1.0)
+    assert run(scheduler, 1.0)[1].keys() == {"a"}
