@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from engine.costs import CostModel
 from engine.generate import Generator
 from engine.loop import Loop
 from engine.messages import Cancel, Channel, Done, Ended, FromWorker, Refused, Submit, Unfinished
-from engine.pipeline import Pipeline
+from engine.pipeline import Pipeline, Sample
 from engine.request import GenerateRequest, Job, validate
 from engine.scheduler import Scheduler
 from engine.shared import Layout, Shared
@@ -113,6 +113,19 @@ def slow_bench(bundle: Bundle) -> Iterator[Bench]:
     yield from make(bundle, SimpleBackend(), 10.0)
 
 
+def watch(pipeline: Pipeline) -> list[list[Sample]]:
+    """What each denoiser call from now on is about."""
+    calls: list[list[Sample]] = []
+    run = pipeline.denoise
+
+    def denoise(samples: Sequence[Sample]) -> None:
+        calls.append(list(samples))
+        run(samples)
+
+    pipeline.denoise = denoise  # type: ignore[method-assign]
+    return calls
+
+
 def expected(bundle: Bundle, request: GenerateRequest) -> np.ndarray:
     return Generator(bundle, SimpleBackend()).generate(request).images[0]
 
@@ -144,10 +157,9 @@ def test_a_suspect_runs_alone(bench: Bench) -> None:
     for seed in range(3):
         bench.submit(replace(APPLE, seed=seed))
     suspect = bench.submit(replace(APPLE, seed=9), alone=True)
-    seen = []
-    run = bench.pipeline.denoise
-    bench.pipeline.denoise = lambda samples: (seen.append([s.job.seed for s in samples]), run(samples))[1]  # type: ignore[method-assign, assignment]
+    calls = watch(bench.pipeline)
     bench.finish()
+    seen = [[sample.job.seed for sample in samples] for samples in calls]
     assert [seeds for seeds in seen if 9 in seeds] == [[9]] * 4
     assert max(len(seeds) for seeds in seen) > 1
     np.testing.assert_array_equal(bench.picture(suspect), expected(bench.bundle, replace(APPLE, seed=9)))
@@ -242,10 +254,9 @@ def test_timings_add_up(bench: Bench) -> None:
 
 def test_warm_up_measures_every_stage(bundle: Bundle) -> None:
     pipeline = Pipeline(bundle, SimpleBackend(0.002))
-    seen = set()
-    run = pipeline.denoise
-    pipeline.denoise = lambda samples: (seen.add((samples[0].shape_class, len(samples))), run(samples))[1]  # type: ignore[method-assign, assignment]
+    calls = watch(pipeline)
     costs, most = warm_up(pipeline, 60.0)
+    seen = {(samples[0].shape_class, len(samples)) for samples in calls}
     size = bundle.manifest.images.default
     assert most == pipeline.max_batch
     for shape in ((size, False), (size, True)):
