@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from engine.client import EngineClient
@@ -15,6 +16,7 @@ from server import errors, middleware, rest, tracing
 from server.content import ContentFilter
 from server.images import ImageService
 from server.metrics import Metrics
+from server.realtime.endpoint import Realtime
 from server.recorded import RecordedClient
 from server.security import page_policy
 from server.settings import Settings
@@ -38,6 +40,7 @@ def create_app(
     content = ContentFilter(settings.content_filter) if settings.content_filter else None
     client = RecordedClient(client, metrics, settings.log_prompts, content)
     service = ImageService(client, metrics, settings.max_control_pixels)
+    realtime = Realtime(client, settings, metrics)
 
     def loaded(task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -49,6 +52,7 @@ def create_app(
         loading.add_done_callback(loaded)
         yield
         loading.cancel()
+        realtime.close()
         await client.close(settings.drain_seconds)
         if tracer is not None:
             await asyncio.to_thread(tracer.close)
@@ -79,6 +83,9 @@ def create_app(
     async def read_metrics() -> Response:
         """Prometheus' text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_api_websocket_route("/v1/realtime", realtime.endpoint)
+    app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -59,6 +59,19 @@ class Metrics:
             "pixart_requests_in_flight", "Requests that wait or run.", ("route",), registry=self.registry
         )
         self.images = Counter("pixart_images", "Pictures made.", registry=self.registry)
+        self.realtime_sessions = Gauge("pixart_realtime_sessions", "Open real-time sessions.", registry=self.registry)
+        self.realtime_frames = Counter(
+            "pixart_realtime_frames",
+            "Messages of real-time sessions, received (in) and sent (out).",
+            ("direction",),
+            registry=self.registry,
+        )
+        self.realtime_dropped = Counter(
+            "pixart_realtime_dropped",
+            "Inputs of real-time sessions that got no picture, and previews that were not sent.",
+            ("reason",),
+            registry=self.registry,
+        )
         self.ready = Gauge("pixart_ready", "1 once pictures can be made.", registry=self.registry)
         self.build = Gauge(
             "pixart_build_info",

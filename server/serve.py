@@ -16,7 +16,10 @@ from server import logs
 from server.app import create_app
 from server.connections import ConnectionLimits, guarded
 from server.metrics import Metrics
+from server.realtime.transport import WebSocketProtocol
 from server.settings import Settings
+
+UNSENT_BYTES = 128 * 1024
 
 
 def serve(settings: Settings, progress: Callable[[str], None]) -> None:
@@ -60,6 +63,9 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        ws=WebSocketProtocol,
+        ws_max_size=settings.realtime_message_bytes,
+        ws_per_message_deflate=False,  # pictures are compressed already
         timeout_graceful_shutdown=settings.drain_seconds,
     )
     server = uvicorn.Server(config)
@@ -86,4 +92,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     # Connections inherit it. Held back, small answers would wait for the client's delayed acknowledgements.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Connections inherit it: the kernel takes no more than this ahead of what it sends, or else a slow reader would be
+    # shown pictures that had waited for seconds in megabytes of buffer.
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener

@@ -94,6 +94,18 @@ class Settings:
     content_filter: float = setting(
         0.0, "Score from which pictures are withheld as unsafe; 0 is off. Needs the extra `filter`.", 0, 1
     )
+    realtime_sessions: int = setting(800, "Open real-time sessions; more are closed with 4429.", 0, 1_000_000)
+    realtime_message_bytes: int = setting(
+        1024 * 1024, "Largest real-time message, so also the largest control image in one.", 1024, 1 << 28
+    )
+    realtime_messages_per_second: int = setting(
+        120, "Messages of one real-time session; faster ones are read more slowly.", 1, 100_000
+    )
+    realtime_idle_seconds: int = setting(300, "How long a real-time client may send nothing; then 4408.", 1, 86_400)
+    realtime_stall_seconds: int = setting(10, "How long a real-time client may read nothing; then 4408.", 1, 3600)
+    realtime_resume_seconds: int = setting(
+        600, "How long the settings of a closed real-time session are kept for its client.", 0, 86_400
+    )
     log_format: Literal["text", "json"] = setting("text", "Lines for people, or JSON lines.", choices=("text", "json"))
     log_level: str = setting("info", "The least level that is logged.", choices=("debug", "info", "warning", "error"))
     log_prompts: bool = setting(False, "Whether prompts may appear in the log.")
