@@ -21,8 +21,9 @@ def document() -> dict[str, Any]:
     """The whole document."""
     client: tuple[type[BaseModel], ...] = get_args(ClientMessage)
     server: tuple[type[BaseModel], ...] = get_args(ServerMessage)
-    models = [(model, "validation") for model in (*client, *server)]
-    _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in (*client, *server)], ref_template="#/components/schemas/{model}"
+    )
     messages = {model.__name__: _message(model) for model in (*client, *server)}
     for name, text in _BINARY.items():
         payload = {"type": "string", "format": "binary"}

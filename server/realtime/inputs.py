@@ -11,6 +11,7 @@ from server.realtime.protocol import SessionSettings
 from server.schemas import control_kind, parse_size
 from server.threads import BoundedThreads
 
+
 class ControlImage:
     """A binary frame, decoded when first needed, and kept for the next picture that follows the same one."""
 
