@@ -1,0 +1,160 @@
+"""Simulate the scheduler beside others, on stage costs of this CPU and of modelled GPUs.
+
+    python -m benchmarks.simulate [--requests 2000] [--json out.json] [--plots folder]
+    python -m benchmarks.simulate --curve a100 --side 512 --load 0.8 [--traffic bursty | --traffic log.jsonl]
+    python -m benchmarks.simulate --curve a100 --side 1024 --rate 20 --p99 2       how many GPUs?
+    python -m benchmarks.simulate --measure models/zoo/emoji                       stage costs of this CPU
+
+The scheduler is `engine.scheduler.Scheduler` itself. A log has one JSON object a line, with the time of arrival `at` in
+seconds. See `docs/scheduling.md`.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.simulation import curves, fleet, gpu, measure
+from benchmarks.simulation.arrivals import TRAFFIC, Times, recorded
+from benchmarks.simulation.curves import Table
+from benchmarks.simulation.events import Answer
+from benchmarks.simulation.report import Summary, best, plain, plot, summarise, table
+from benchmarks.simulation.scenarios import ELASTIC, OURS, Scenario, mixed, one_kind, suite
+
+CPU = Path(__file__).parent / "simulation" / "cpu.json"
+MAX_BATCH = 8
+
+
+def costs(name: str) -> Table:
+    """A modelled GPU's, or those of a file; `cpu` is the file that `--measure` writes."""
+    if name in gpu.GPUS:
+        return gpu.costs(gpu.GPUS[name], (512, 1024), MAX_BATCH)
+    return curves.load(CPU if name == "cpu" else Path(name))
+
+
+def side_of(costs: Table) -> int:
+    """The pictures' side in a table with one size."""
+    return next(shape[0] for stage, shape, _ in costs if stage == "denoise" and isinstance(shape, tuple))
+
+
+def latency_rows(scenario: Scenario, results: Mapping[str, Summary]) -> list[str]:
+    """Ours, and by which factor it is above the best baseline's, for each metric apart."""
+    ours = results[OURS]
+    baselines = {name: summary for name, summary in results.items() if name not in (OURS, ELASTIC)}
+    cells = [scenario.name, f"{100 * scenario.load:.0f} %"]
+    for metric in ("p50", "p99", "throughput"):
+        name, value = best(baselines, metric)
+        own = getattr(ours, metric)
+        shown = f"{own:.2f}/s" if metric == "throughput" else f"{1000 * own:.0f} ms"
+        cells.append(f"{shown}, {own / value:.2f} × {name}")
+    return cells
+
+
+def goodput_rows(scenario: Scenario, results: Mapping[str, Summary]) -> list[str]:
+    """Answers within their deadline, as shares of the capacity at full steps."""
+    baselines = {name: summary for name, summary in results.items() if name not in (OURS, ELASTIC)}
+    name, value = best(baselines, "goodput")
+    fifo, elastic, capacity = results["FIFO"], results[ELASTIC], scenario.capacity
+    return [
+        scenario.name,
+        f"{100 * scenario.load:.0f} %",
+        f"{scenario.patience:g} × alone",
+        f"{results[OURS].goodput / capacity:.2f}",
+        f"{elastic.goodput / capacity:.2f} ({elastic.steps:.1f} steps)",
+        f"{value / capacity:.2f} ({name})",
+        f"{fifo.goodput / capacity:.2f}",
+    ]
+
+
+def run(scenarios: Sequence[Scenario], count: int, plots: Path | None) -> list[dict[str, Any]]:
+    """Run them, print their tables, and return everything for JSON."""
+    found: list[dict[str, Any]] = []
+    latencies: list[list[str]] = []
+    goodputs: list[list[str]] = []
+    for scenario in scenarios:
+        runs = scenario.run(count)
+        results = {name: summarise(answers) for name, answers in runs.items()}
+        (latencies if scenario.patience is None else goodputs).append(
+            (latency_rows if scenario.patience is None else goodput_rows)(scenario, results)
+        )
+        found.append({"scenario": scenario.name, "load": scenario.load, "patience": scenario.patience} | plain(results))
+        if plots is not None:
+            _plot(plots, scenario, runs, results)
+    if latencies:
+        print(table(["", "load", "p50, × best baseline", "p99, × best", "throughput, × best"], latencies))
+    if goodputs:
+        head = ["150 % load, deadline", "ours", "ours, min_steps 2", "best baseline", "FIFO, unbounded"]
+        head[0] = (
+            "load, deadline" if any(scenario.load != 1.5 for scenario in scenarios if scenario.patience) else head[0]
+        )
+        print(table(head, goodputs))
+    return found
+
+
+def _plot(
+    folder: Path, scenario: Scenario, runs: Mapping[str, Sequence[Answer]], results: Mapping[str, Summary]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    baselines = {name: summary for name, summary in results.items() if name not in (OURS, ELASTIC)}
+    shown = {OURS, "FIFO", best(baselines, "p50")[0], best(baselines, "p99")[0], best(baselines, "goodput")[0]}
+    title = f"{scenario.name}, {100 * scenario.load:.0f} % load"
+    name = title.replace(", ", "-").replace(" %", "").replace(" ", "-").lower()
+    if not plot(folder / f"{name}.png", title, {name: answers for name, answers in runs.items() if name in shown}):
+        print("no plots: matplotlib is not installed")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Simulate the scheduler beside others.")
+    parser.add_argument("--requests", type=int, default=2000, help="in each scenario")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--plots", type=Path, help="write latency distributions into this folder")
+    parser.add_argument("--curve", default="cpu", help="cpu, a100, h100, or a file that --measure wrote")
+    parser.add_argument("--side", type=int, help="pixels; default: the curve's first size")
+    parser.add_argument("--mixed", action="store_true", help="2, 4 and 8 steps, with and without control")
+    parser.add_argument("--load", type=float, help="one scenario: times the capacity")
+    parser.add_argument("--patience", type=float, help="deadlines, in multiples of the time that a request takes alone")
+    parser.add_argument("--traffic", default="poisson", help="poisson, bursty, or a log of arrivals")
+    parser.add_argument("--rate", type=float, help="how many devices for so many requests a second?")
+    parser.add_argument("--p99", type=float, default=2.0, help="with --rate: seconds")
+    parser.add_argument("--measure", type=Path, metavar="BUNDLE", help="measure the stage costs of a bundle here")
+    parser.add_argument("--threads", type=int, default=0, help="with --measure; 0: all")
+    options = parser.parse_args()
+    if options.measure:
+        about = machine.describe("openvino") | {
+            "bundle": options.measure.name,
+            "threads": str(options.threads or "all"),
+        }
+        curves.save(CPU, measure.costs(options.measure, threads=options.threads), about)
+        print(f"wrote {CPU}")
+        return
+    chosen = costs(options.curve)
+    side = options.side or side_of(chosen)
+    kinds = mixed(side) if options.mixed else one_kind(side)
+    if options.rate:
+        number, summary = fleet.devices(chosen, kinds, options.rate, options.p99, options.requests)
+        print(f"{number} devices: p50 {summary.p50:.2f} s, p99 {summary.p99:.2f} s")
+        return
+    if options.load:
+        arrivals: Callable[[float, int], Times] = TRAFFIC.get(options.traffic) or partial(
+            _recorded, Path(options.traffic)
+        )
+        name = f"{options.curve}, {side}, {options.traffic}"
+        scenarios = [Scenario(name, chosen, kinds, options.load, options.patience, arrivals)]
+    else:
+        cpu = costs("cpu")
+        scenarios = suite(cpu, costs("a100"), costs("h100"), side_of(cpu))
+    found = run(scenarios, options.requests, options.plots)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _recorded(path: Path, rate: float, seed: int) -> Times:
+    return recorded(path, rate)
+
+
+if __name__ == "__main__":
+    main()
