@@ -26,6 +26,7 @@ from benchmarks.simulation.scenarios import ELASTIC, OURS, Scenario, mixed, one_
 
 CPU = Path(__file__).parent / "simulation" / "cpu.json"
 MAX_BATCH = 8
+FAMILIES = ("FIFO", "batches of", "step-level")
 
 
 def costs(name: str) -> Table:
@@ -40,24 +41,25 @@ def side_of(costs: Table) -> int:
     return next(shape[0] for stage, shape, _ in costs if stage == "denoise" and isinstance(shape, tuple))
 
 
-def latency_rows(scenario: Scenario, results: Mapping[str, Summary]) -> list[str]:
-    """Ours, and by which factor it is above the best baseline's, for each metric apart."""
-    ours = results[OURS]
-    baselines = {name: summary for name, summary in results.items() if name not in (OURS, ELASTIC)}
-    cells = [scenario.name, f"{100 * scenario.load:.0f} %"]
+def latency_rows(scenario: Scenario, results: Mapping[str, Summary]) -> list[list[str]]:
+    """One row for each metric: ours, and its ratio to each baseline's with the settings that are best by it."""
+    rows = []
     for metric in ("p50", "p99", "throughput"):
-        name, value = best(baselines, metric)
-        own = getattr(ours, metric)
-        shown = f"{own:.2f}/s" if metric == "throughput" else f"{1000 * own:.0f} ms"
-        cells.append(f"{shown}, {own / value:.2f} × {name}")
-    return cells
+        own = getattr(results[OURS], metric)
+        row = [scenario.name, f"{100 * scenario.load:.0f} %", metric]
+        row.append(f"{own:.2f}/s" if metric == "throughput" else f"{1000 * own:.0f} ms")
+        for family in FAMILIES:
+            name, value = best({name: one for name, one in results.items() if name.startswith(family)}, metric)
+            settings = name.removeprefix(family).removeprefix(",").strip()
+            row.append(f"{own / value:.2f}" + (f" ({settings})" if settings else ""))
+        rows.append(row)
+    return rows
 
 
-def goodput_rows(scenario: Scenario, results: Mapping[str, Summary]) -> list[str]:
+def goodput_row(scenario: Scenario, results: Mapping[str, Summary]) -> list[str]:
     """Answers within their deadline, as shares of the capacity at full steps."""
-    baselines = {name: summary for name, summary in results.items() if name not in (OURS, ELASTIC)}
-    name, value = best(baselines, "goodput")
-    fifo, elastic, capacity = results["FIFO"], results[ELASTIC], scenario.capacity
+    name, value = best(_baselines(results), "goodput")
+    elastic, capacity = results[ELASTIC], scenario.capacity
     return [
         scenario.name,
         f"{100 * scenario.load:.0f} %",
@@ -65,8 +67,12 @@ def goodput_rows(scenario: Scenario, results: Mapping[str, Summary]) -> list[str
         f"{results[OURS].goodput / capacity:.2f}",
         f"{elastic.goodput / capacity:.2f} ({elastic.steps:.1f} steps)",
         f"{value / capacity:.2f} ({name})",
-        f"{fifo.goodput / capacity:.2f}",
+        f"{results['FIFO'].goodput / capacity:.2f}",
     ]
+
+
+def _baselines(results: Mapping[str, Summary]) -> dict[str, Summary]:
+    return {name: summary for name, summary in results.items() if name not in (OURS, ELASTIC)}
 
 
 def run(scenarios: Sequence[Scenario], count: int, plots: Path | None) -> list[dict[str, Any]]:
@@ -77,19 +83,17 @@ def run(scenarios: Sequence[Scenario], count: int, plots: Path | None) -> list[d
     for scenario in scenarios:
         runs = scenario.run(count)
         results = {name: summarise(answers) for name, answers in runs.items()}
-        (latencies if scenario.patience is None else goodputs).append(
-            (latency_rows if scenario.patience is None else goodput_rows)(scenario, results)
-        )
+        if scenario.patience is None:
+            latencies += latency_rows(scenario, results)
+        else:
+            goodputs.append(goodput_row(scenario, results))
         found.append({"scenario": scenario.name, "load": scenario.load, "patience": scenario.patience} | plain(results))
         if plots is not None:
             _plot(plots, scenario, runs, results)
     if latencies:
-        print(table(["", "load", "p50, × best baseline", "p99, × best", "throughput, × best"], latencies))
+        print(table(["", "load", "metric", "ours", "× FIFO", "× batches of", "× step-level, at most"], latencies), "\n")
     if goodputs:
-        head = ["150 % load, deadline", "ours", "ours, min_steps 2", "best baseline", "FIFO, unbounded"]
-        head[0] = (
-            "load, deadline" if any(scenario.load != 1.5 for scenario in scenarios if scenario.patience) else head[0]
-        )
+        head = ["", "load", "deadline", "ours", "ours, min_steps 2", "best baseline", "FIFO, unbounded"]
         print(table(head, goodputs))
     return found
 
@@ -98,7 +102,7 @@ def _plot(
     folder: Path, scenario: Scenario, runs: Mapping[str, Sequence[Answer]], results: Mapping[str, Summary]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    baselines = {name: summary for name, summary in results.items() if name not in (OURS, ELASTIC)}
+    baselines = _baselines(results)
     shown = {OURS, "FIFO", best(baselines, "p50")[0], best(baselines, "p99")[0], best(baselines, "goodput")[0]}
     title = f"{scenario.name}, {100 * scenario.load:.0f} % load"
     name = title.replace(", ", "-").replace(" %", "").replace(" ", "-").lower()

@@ -46,8 +46,9 @@ class Planner:
             return replace(best, cut=self._tight(best, now))
         urgent = sorted(flights, key=lambda flight: flight.urgency)
         elastic = any(flight.steps_left() > flight.steps_left(cut=True) for flight in flights)
+        calm = self.reserve == 0.0  # otherwise, those yet to come would pay for what one gains
         for cut in (False, True)[: 1 + elastic]:
-            for alone in (False, True):
+            for alone in (False, True)[: 1 + calm]:
                 plan = self.foresee(urgent, now, cut, alone, skip=True)
                 if len(plan.late) < len(best.late):
                     best = plan
