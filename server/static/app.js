@@ -5,11 +5,11 @@ import {Live} from "./live.js";
 
 const EXAMPLES = [
   "a red apple on a blue background",
-  "a slice of pizza on a green background",
-  "a strawberry on a white background",
-  "a cup of coffee on a yellow background",
   "a hamburger on a purple background",
-  "a birthday cake on a pink background",
+  "a strawberry on a white background",
+  "a lemon on a purple background",
+  "a peach on a green background",
+  "a cookie on a red background",
 ];
 const TYPING_PAUSE = 150; // milliseconds
 const SETTLED = 500; // after the last picture, it goes into the history and is announced

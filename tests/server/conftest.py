@@ -68,8 +68,8 @@ def run_server(tiny_bundle: Path) -> Iterator[Callable[..., Server]]:
     """Start servers; those still running at the end are stopped."""
     started: list[Server] = []
 
-    def start(until: str = "ready: http", **variables: str) -> Server:
-        command = [str(PIXART), "serve", "--bundle", str(tiny_bundle), "--port", "0"]
+    def start(until: str = "ready: http", port: str = "0", **variables: str) -> Server:
+        command = [str(PIXART), "serve", "--bundle", str(tiny_bundle), "--port", port]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**variables))
         server = Server(process)
         started.append(server)

@@ -122,7 +122,7 @@ async def test_it_comes_back_after_a_restart(tmp_path: Path, start_server: Calla
         await page.until(f"{STATE} === 'waiting'")
         assert "trying again" in await page.run("document.querySelector('#connection').textContent")
         await page.run("(document.querySelector('#picture').dataset.input = 0, null)")
-        start_server(PIXART_PORT=running.url.rpartition(":")[2])
+        start_server(port=running.url.rpartition(":")[2])
         await page.until(f"{STATE} === 'open' && {INPUT} > 0 && {PIXELS} === {pixels!r}")
         # While the server was away, the browser reported that it could not connect; nothing else went wrong.
         assert [each for each in page.problems if "ERR_CONNECTION_REFUSED" not in each] == []
