@@ -37,31 +37,39 @@ function settings() {
 
 // --- asking -------------------------------------------------------------------------------------------------------
 
-let sending = false; // whether a drawing is being packed
-let again = false; // whether it changed meanwhile
+let asking = false;
+let changed = false; // since what is being asked
 
-function ask() {
-  if (!at("prompt").value.trim()) return;
-  live.update(settings());
-  if (drawing.empty) {
-    live.send({type: "control.clear"});
-    live.generate();
-  } else {
-    sendDrawing();
+// Asks for a picture of what there is now. Packing a drawing takes a moment, so it is done one at a time, in order:
+// the last thing sent is always the newest.
+async function ask() {
+  changed = true;
+  if (asking) return;
+  asking = true;
+  try {
+    while (changed) {
+      changed = false;
+      await askOnce();
+    }
+  } finally {
+    asking = false;
   }
 }
 
-async function sendDrawing() {
-  if (sending) {
-    again = true;
+async function askOnce() {
+  if (!at("prompt").value.trim()) return;
+  if (drawing.empty) {
+    live.update(settings());
+    live.send({type: "control.clear"});
+    live.generate();
     return;
   }
-  sending = true;
-  again = false;
   const blob = await drawing.blob(2 * size.width, 2 * size.height);
-  if (!live.sendImage(blob) && live.open) again = true;
-  sending = false;
-  if (again) requestAnimationFrame(ask);
+  live.update(settings());
+  if (!live.sendImage(blob) && live.open) {
+    changed = true; // the network is behind; by the next frame there may be a newer drawing
+    await new Promise(requestAnimationFrame);
+  }
 }
 
 function later(action, pause) {

@@ -51,6 +51,7 @@ export class Drawing extends EventTarget {
   }
 
   show(picture) {
+    this.#current = null;
     this.#strokes = [];
     this.#picture = picture;
     this.#redraw();
@@ -58,6 +59,7 @@ export class Drawing extends EventTarget {
   }
 
   undo() {
+    this.#current = null;
     if (this.#strokes.length) this.#strokes.pop();
     else this.#picture = null;
     this.#redraw();
