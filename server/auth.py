@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, error_response
 from server.keys import KEY, Key, KeysError, read
@@ -157,7 +157,7 @@ class KeyGate:
             return
         try:
             scope.setdefault("state", {})["holder"] = holder
-            await self._app(_without_key(scope), receive, _answering(scope, send))
+            await self._app(_without_key(scope), receive, send)
         finally:
             holder.leave()
 
@@ -186,16 +186,3 @@ def _without_key(scope: Scope) -> Scope:
         kept = [name for name in scope.get("subprotocols", []) if not name.startswith(KEY_SUBPROTOCOL)]
         return {**scope, "subprotocols": kept}
     return scope
-
-
-def _answering(scope: Scope, send: Send) -> Send:
-    """A browser that offered subprotocols hangs up unless one of them is chosen."""
-    if scope["type"] != "websocket" or SUBPROTOCOL not in scope.get("subprotocols", []):
-        return send
-
-    async def chosen(message: Message) -> None:
-        if message["type"] == "websocket.accept" and not message.get("subprotocol"):
-            message = {**message, "subprotocol": SUBPROTOCOL}
-        await send(message)
-
-    return chosen

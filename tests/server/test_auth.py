@@ -29,9 +29,10 @@ async def whoami(request: Request) -> PlainTextResponse:
 
 async def echo(socket: WebSocket) -> None:
     """Says whose session it is, then ends when the client does."""
-    await socket.accept()
+    offered = socket.scope["subprotocols"]
+    await socket.accept(offered[0] if offered else None)
     holder = getattr(socket.state, "holder", None)
-    await socket.send_text(f"{holder.key.name if holder else 'anybody'} {socket.scope['subprotocols']}")
+    await socket.send_text(f"{holder.key.name if holder else 'anybody'} {offered}")
     async for _ in socket.iter_text():
         pass
 
