@@ -157,7 +157,11 @@ class Supervisor:
         deaths = 0  # in a row, without one picture between them
         while not self._closing.is_set():
             self._useful = False
-            failure = await self._live()
+            failure = None
+            try:
+                failure = await self._live()
+            except OSError as error:  # no process, descriptor or memory to be had just now
+                log.error("%s cannot be started: %s", self.name, error)
             if self._closing.is_set():
                 break
             deaths = 1 if self._useful else deaths + 1
