@@ -79,9 +79,9 @@ def _hardware(settings: Settings) -> None:
         progress(f"instruction sets: {', '.join(found) or 'none that help'}")
         fast = any(_INSTRUCTIONS[name] == "bf16" for name in found)
         if settings.precision == "bf16" and not fast:
-            progress("precision bf16 is emulated on this processor, and slower than f32")
+            progress("this processor has no bf16 arithmetic: f32 is more exact, and no slower")
         elif settings.precision == "f32" and fast:
-            progress("precision bf16 is native here, and faster than f32: --precision bf16")
+            progress("this processor has bf16 arithmetic: --precision bf16 is faster than f32")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         progress(f"memory: {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB")
     progress(f"GPU: {_gpus() or 'none that nvidia-smi knows'}")

@@ -143,10 +143,10 @@ async def test_a_collector_receives_the_request_and_its_stages(
     tracer.close()
     (line,) = (record for record in caplog.records if record.name == "server.access")
     assert line.getMessage() == "GET /v1/models" and vars(line)["steps"] == 4
-    (resource,) = ExportTraceServiceRequest.FromString(b"".join(collector)).resource_spans
-    names = {attribute.key: attribute.value.string_value for attribute in resource.resource.attributes}
+    sent = [each for message in collector for each in ExportTraceServiceRequest.FromString(message).resource_spans]
+    names = {attribute.key: attribute.value.string_value for attribute in sent[0].resource.attributes}
     assert names["service.name"] == "pixart-delta-server" and names["service.version"] == "1.2.3"
-    spans = {span.name: span for scope in resource.scope_spans for span in scope.spans}
+    spans = {span.name: span for each in sent for scope in each.scope_spans for span in scope.spans}
     assert set(spans) == {"GET /v1/{thing}", "text", "denoise"}
     root = spans["GET /v1/{thing}"]
     assert root.trace_id.hex() == TRACE and root.parent_span_id.hex() == PARENT
