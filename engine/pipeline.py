@@ -77,6 +77,8 @@ class Pipeline:
             size: sincos_positions(manifest.positions, size.height // patch, size.width // patch)
             for size in manifest.images.allowed
         }
+        for position in self._positions.values():
+            position.setflags(write=False)  # so that a GPU backend may keep it on the device between steps
 
     def encode_text(self, prompt: str) -> Text:
         """Encode one prompt, always alone, so that its caption has the same bits in any company."""

@@ -75,6 +75,8 @@ _ADAPTERS = {
     "openvino": ("engine.backends.openvino", "OpenVINOBackend"),
     "onnxruntime": ("engine.backends.onnxruntime", "OnnxRuntimeBackend"),
     "torch": ("engine.backends.torch", "TorchBackend"),
+    "tensorrt": ("engine.backends.tensorrt", "tensorrt"),
+    "tensorrt_rtx": ("engine.backends.tensorrt", "tensorrt_rtx"),
 }
 
 
@@ -89,6 +91,7 @@ def create(name: str, options: BackendOptions) -> Backend:
     Raises:
         ValueError: there is no such adapter.
         ImportError: its runtime is not installed.
+        CompileError: it has no device to run on.
     """
     if name not in _ADAPTERS:
         raise ValueError(f"backend {name!r} is not one of {', '.join(_ADAPTERS)}")

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class OpenVINOModule:
-    """A compiled module with one inference request, whose tensors are the caller's own arrays: nothing is copied."""
+    """A compiled module with one inference request on the caller's own arrays: only read-only ones are copied."""
 
     def __init__(self, source: Source, compiled: Any) -> None:
         self._source = source
@@ -23,7 +23,7 @@ class OpenVINOModule:
         """See `engine.backends.base.Module.run`."""
         ready, results = prepare(self._source, inputs, outputs)
         for name, array in (ready | results).items():
-            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+            self._request.set_tensor(name, ov.Tensor(array, shared_memory=bool(array.flags.writeable)))
         self._request.infer()
         return results
 

@@ -28,7 +28,7 @@ FAILURES = (
     WorkerFailed,
     OSError,
 )
-COMMANDS = ("serve", "generate", "bench", "doctor", "keys")
+COMMANDS = ("serve", "generate", "compile", "bench", "doctor", "keys")
 
 
 class Command(Protocol):

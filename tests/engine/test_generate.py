@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from engine import noise
-from engine.backends import BackendOptions, create, names
+from engine.backends import BackendOptions, create
 from engine.bundle import Bundle
 from engine.generate import Generator
 from engine.request import GenerateRequest, InvalidRequest
@@ -24,7 +24,7 @@ from models.export.modules import plan_modules
 from models.export.weights import save_weights
 from models.positions import sincos_positions
 from models.vae import VaeDecoder, VaeEncoder
-from tests.export.tiny import tiny_bundle, tiny_parts
+from tests.export.tiny import RUNNABLE, tiny_bundle, tiny_parts
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 PLAIN = GenerateRequest("a red apple", seed=7, steps=4)
@@ -35,7 +35,7 @@ SHORT = GenerateRequest("fox", seed=123, steps=1)
 REQUESTS = {"plain": PLAIN, "wide": WIDE, "traced": TRACED, "drawn": DRAWN, "short": SHORT}
 
 
-@pytest.fixture(scope="module", params=names())
+@pytest.fixture(scope="module", params=RUNNABLE)
 def generator(request: pytest.FixtureRequest) -> Generator:
     return Generator(Bundle.load(tiny_bundle()[1]), create(request.param, BackendOptions(threads=1)))
 
@@ -175,7 +175,7 @@ def conditioned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parts, Bundle
     return parts, Bundle.load(folder)
 
 
-@pytest.mark.parametrize("backend", names())
+@pytest.mark.parametrize("backend", RUNNABLE)
 def test_size_conditions_reach_the_model(conditioned: tuple[Parts, Bundle], backend: str) -> None:
     parts, bundle = conditioned
     generator = Generator(bundle, create(backend, BackendOptions(threads=1)))

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import T5Config
 
+from engine.backends import names
 from models.checkpoints import Checkpoint, save_native
 from models.config import DiTConfig, LatentConfig, PixArtConfig, SamplerConfig
 from models.controlnet import ControlNetTransformer
@@ -19,6 +20,8 @@ from models.export import Parts
 from models.export.__main__ import main as export
 from models.text import TextEncoder
 
+# Those that need no GPU.
+RUNNABLE = [name for name in names() if not name.startswith("tensorrt")]
 SIZES = ((64, 64), (96, 48))  # width, height
 VOCABULARY = 120
 

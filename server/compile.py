@@ -1,0 +1,247 @@
+"""`pixart compile`: from a checkpoint or a bundle to a bundle with compiled modules."""
+
+import hashlib
+import importlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.backends import CompileError
+from engine.bundle import MANIFEST, Bundle, BundleError
+from engine.compile import CompilePlan, ModuleReport, compile_bundle
+from engine.profiles import ProfileError, make_profiles, parse_profile
+from server.settings import DEMO_BUNDLE
+
+ENGINES = "engines"
+EXPORT_RECORD = "export.json"
+INSTALL = "install it with: pip install 'pixart-delta-server[compile]'"
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """The command's options; see its `--help`."""
+
+    model: str
+    backend: str
+    precision: str
+    profiles: tuple[str, ...] = ()
+    max_batch: int | None = None
+    targets: tuple[str, ...] = ()
+    out: Path | None = None
+    controlnet: Path | None = None
+    components: str | None = None
+    name: str | None = None
+    licence: str = "LicenseRef-unknown"
+    threads: int = 0
+
+
+def compile_model(request: CompileRequest, say: Callable[[str], None]) -> list[ModuleReport]:
+    """Export if need be, compile every module, and write the report beside the engines.
+
+    Raises:
+        BundleError, CompileError: what cannot be done, and what to do; finished modules stay.
+    """
+    bundle = _bundle(request, say)
+    try:
+        profiles = tuple(make_profiles(bundle.manifest, request.profiles, request.max_batch))
+    except ProfileError as error:
+        raise CompileError(str(error)) from error
+    folder = bundle.folder / ENGINES
+    plan = CompilePlan(request.backend, request.precision, profiles, folder, request.targets, request.threads)
+    reports = []
+    with _Bar() as bar:
+        for report in compile_bundle(bundle, plan, _typed_graph, bar.show):
+            reports.append(report)
+            bar.clear()
+            done = "is compiled already" if report.reused else f"compiled in {report.seconds:.1f} s"
+            say(f"{report.module} {done}")
+    _write_report(folder / f"report-{request.backend}-{request.precision}.json", request, reports)
+    return reports
+
+
+def table(reports: Sequence[ModuleReport]) -> str:
+    """The report for people: a line for each module, then its inputs with their ranges."""
+    lines = [f"{'module':<18}{'engine MB':>10}{'weights MB':>12}{'scratch MB':>12}{'build s':>9}"]
+    for report in reports:
+        memory = (f"{size / 1e6:.1f}" if size is not None else "-" for size in _memory(report))
+        weights, scratch = memory
+        lines.append(f"{report.module:<18}{report.bytes / 1e6:>10.1f}{weights:>12}{scratch:>12}{report.seconds:>9.1f}")
+        for name, tensor in report.inputs.items():
+            ranges = "; ".join(_range(*shapes) for shapes in tensor["shapes"])
+            lines.append(f"    {name} {tensor['dtype']} {ranges}")
+    return "\n".join(lines)
+
+
+def _memory(report: ModuleReport) -> tuple[int | None, int | None]:
+    return report.weight_bytes, report.activation_bytes
+
+
+def _range(low: Sequence[int], usual: Sequence[int], high: Sequence[int]) -> str:
+    return "x".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(low, high, strict=True))
+
+
+def _write_report(path: Path, request: CompileRequest, reports: Sequence[ModuleReport]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {
+        "model": request.model,
+        "backend": request.backend,
+        "precision": request.precision,
+        "targets": list(request.targets),
+        "modules": [report.to_json() for report in reports],
+    }
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _typed_graph(path: Path, precision: str) -> bytes:
+    typed: Any = _models("models.export.half").typed_graph(path, precision)
+    return bytes(typed.SerializeToString())
+
+
+def _models(module: str) -> Any:
+    """A module of `models`, which serving never loads and this command needs.
+
+    Raises:
+        CompileError: what it needs is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise CompileError(f"exporting needs a package that is missing ({error}); {INSTALL}") from error
+
+
+def _bundle(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
+    """The bundle to compile, in the folder where its engines go."""
+    folder = _bundle_folder(request.model)
+    if folder is None:
+        return _export(request, say)
+    for option, value in (("--controlnet", request.controlnet), ("--components", request.components)):
+        if value is not None:
+            raise CompileError(f"{option}: {folder} is a bundle, which is complete; give the checkpoint as --model")
+    say(f"checking the bundle {folder}")
+    bundle = Bundle.load(folder)
+    if request.out is None or request.out.resolve() == folder.resolve():
+        return bundle
+    _copy(bundle, request.out)
+    return Bundle.load(request.out)
+
+
+def _bundle_folder(model: str) -> Path | None:
+    """Where `model` is a bundle: a folder with a manifest, or a name in the zoo."""
+    if (Path(model) / MANIFEST).is_file():
+        return Path(model)
+    if re.fullmatch(r"[\w.-]+", model) and (DEMO_BUNDLE.parent / model / MANIFEST).is_file():
+        return DEMO_BUNDLE.parent / model
+    return None
+
+
+def _copy(bundle: Bundle, target: Path) -> None:
+    """Copy the bundle's files, the manifest last, unless they are there already."""
+    manifest = target / MANIFEST
+    if manifest.is_file():
+        if manifest.read_bytes() == bundle.path(MANIFEST).read_bytes():
+            return
+        raise CompileError(f"{target} holds another bundle; choose an empty folder, or give that one as --model")
+    if target.is_dir() and any(target.iterdir()):
+        raise CompileError(f"{target} holds other files; choose an empty folder")
+    for name in (*bundle.manifest.files, MANIFEST):
+        source, copy = bundle.path(name), target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+
+
+def _export(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
+    """Export a checkpoint to the folder `out`, unless that was done before with the same arguments."""
+    model, out = request.model, request.out
+    if out is None:
+        raise CompileError(f"{model} is no bundle, so it has to be exported first: say where to with --out")
+    arguments = _export_arguments(request, out)
+    stamp = {"arguments": arguments, "files": _fingerprint(request)}
+    if _recorded(out) == stamp:
+        try:
+            return Bundle.load(out)
+        except BundleError:
+            say(f"{out} is incomplete; exporting anew")
+    export = _models("models.export.__main__")
+    say(f"exporting {model} to {out}")
+    try:
+        export.main(arguments)
+    except SystemExit as error:  # how that command reports what it refuses
+        raise CompileError(f"{model}: {str(error.code).removeprefix('error: ')}") from error
+    (out / EXPORT_RECORD).write_text(json.dumps(stamp), encoding="utf-8")
+    return Bundle.load(out)
+
+
+def _export_arguments(request: CompileRequest, out: Path) -> list[str]:
+    name = request.name or re.sub(r"[^a-z0-9._-]+", "-", Path(request.model).stem.lower()).strip("-._") or "model"
+    arguments = ["--weights", request.model, "--out", str(out), "--name", name, "--licence", request.licence]
+    arguments += ["--origin", request.model]
+    if request.controlnet is not None:
+        arguments += ["--controlnet", str(request.controlnet)]
+    if request.components is not None:
+        arguments += ["--components", request.components]
+    try:
+        for profile in request.profiles:
+            width, height = parse_profile(profile)
+            arguments += ["--size", f"{width}x{height}"]
+    except ProfileError as error:
+        raise CompileError(str(error)) from error
+    if request.max_batch is not None:
+        arguments += ["--max-batch", str(request.max_batch)]
+    return arguments
+
+
+def _fingerprint(request: CompileRequest) -> str:
+    """Of the checkpoint's files, by name, length and time; a hub id is its own."""
+    whole = hashlib.sha256()
+    for place in (Path(request.model), request.controlnet, Path(request.components or "")):
+        if place is None or not place.exists() or place == Path():
+            continue
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file():
+                status = path.stat()
+                whole.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return whole.hexdigest()
+
+
+def _recorded(out: Path) -> Any:
+    try:
+        return json.loads((out / EXPORT_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+class _Bar:
+    """A progress bar at a terminal, naming module and phase; nothing where nobody watches."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> "_Bar":
+        if sys.stderr.isatty():
+            try:
+                tqdm = importlib.import_module("tqdm").tqdm
+                self._bar = tqdm(total=1.0, bar_format="{desc:<60} |{bar:20}| {elapsed}", leave=False, file=sys.stderr)
+            except ImportError:
+                self._bar = None  # the extra that brings it is not installed; compiling may not need the rest of it
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, module: str, phase: str, done: float) -> None:
+        """Show where the compilation of `module` is."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"{module}: {phase}"[:60], refresh=False)
+            self._bar.n = done
+            self._bar.refresh()
+
+    def clear(self) -> None:
+        """Make room for a line."""
+        if self._bar is not None:
+            self._bar.clear()

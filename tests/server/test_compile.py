@@ -1,0 +1,235 @@
+"""`pixart compile`: real compilations by `tensorrt_rtx` for GPUs that are not here, and everything it refuses."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from engine.backends import BackendOptions, CompileError, create
+from engine.backends.tensorrt.record import EngineStore
+from engine.bundle import Bundle
+from engine.compile import CompilePlan, compile_bundle
+from engine.manifest import CONTROL_MODULES, REQUIRED_MODULES, ModuleName, ModuleSpec, TensorSpec
+from engine.pipeline import Pipeline
+from engine.profiles import make_profiles
+from engine.request import GenerateRequest, validate
+from server.compile import CompileRequest, compile_model, table
+
+MODULES: tuple[ModuleName, ...] = (*REQUIRED_MODULES, *CONTROL_MODULES)
+RTX = CompileRequest("emoji", "tensorrt_rtx", "fp16", max_batch=2, targets=("sm80",))
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The demo bundle with every module compiled in fp16 for the A100, and what was said about it."""
+    folder = tmp_path_factory.mktemp("compiled") / "bundle"
+    lines: list[str] = []
+    reports = compile_model(replace(RTX, out=folder), lines.append)
+    assert tuple(report.module for report in reports) == MODULES
+    assert not any(report.reused for report in reports)
+    lines.append(table(reports))
+    return folder, lines
+
+
+def test_every_module_of_the_demo_compiles_in_fp16_for_an_absent_gpu(compiled: tuple[Path, list[str]]) -> None:
+    folder, lines = compiled
+    bundle, store = Bundle.load(folder), EngineStore(folder / "engines")
+    report = json.loads((folder / "engines" / "report-tensorrt_rtx-fp16.json").read_text())
+    for name, module in zip(MODULES, report["modules"], strict=True):
+        engine = store.path(name, "tensorrt_rtx", "fp16")
+        record = store.record(engine)
+        assert record is not None and store.is_whole(engine, record)
+        assert record.key.targets == ("sm80",) and record.key.precision == "fp16"
+        assert record.key.graph == bundle.digest(name)
+        assert module["file"] == engine.name and module["bytes"] == engine.stat().st_size
+        assert module["activation_bytes"] > 0
+        spec = bundle.module(name)
+        assert set(module["inputs"]) == {tensor.name for tensor in spec.inputs}
+        # Half precision, but for the timestep's embedding and modulation: far from twice what is stored.
+        stored = sum(bundle.manifest.files[file].bytes for file in spec.weights)
+        assert name not in ("text_encoder", "denoiser") or stored < module["weight_bytes"] * 1.1 < 1.5 * stored
+    assert report["modules"][1]["inputs"]["latents"] == {
+        "dtype": "float32",
+        "shapes": [[[1, 4, 16, 16], [1, 4, 16, 16], [2, 4, 16, 16]]],
+    }
+    assert any(line.startswith("denoiser compiled in") for line in lines)
+    assert "latents float32 1-2x4x16x16" in lines[-1]
+
+
+def test_a_second_run_builds_only_what_is_not_whole(compiled: tuple[Path, list[str]]) -> None:
+    folder, _ = compiled
+    engine = folder / "engines" / "edge_detector-tensorrt_rtx-fp16.engine"
+    content = engine.read_bytes()
+    engine.write_bytes(content[:-1])
+    reports = compile_model(replace(RTX, model=str(folder)), quiet)
+    assert [report.module for report in reports if not report.reused] == ["edge_detector"]
+    assert len(engine.read_bytes()) == len(content)
+    assert all(report.reused for report in compile_model(replace(RTX, model=str(folder)), quiet))
+
+
+def plan(folder: Path, **changes: object) -> CompilePlan:
+    profiles = tuple(make_profiles(Bundle.load("models/zoo/emoji").manifest, (), 1))
+    return replace(CompilePlan("tensorrt_rtx", "fp16", profiles, folder, ("sm80",)), **changes)  # type: ignore[arg-type]
+
+
+def only(bundle: Bundle, *names: str) -> Bundle:
+    """The bundle as if it had these modules alone."""
+    modules = {name: spec for name, spec in bundle.manifest.modules.items() if name in names}
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update={"modules": modules}))
+
+
+def test_one_engine_may_serve_several_gpus_and_bf16_compiles_too(tmp_path: Path) -> None:
+    from models.export.half import typed_graph
+
+    edges = only(Bundle.load("models/zoo/emoji"), "edge_detector", "vae_encoder")
+    wanted = plan(tmp_path, precision="bf16", targets=("sm89", "sm80"))
+    phases: list[tuple[str, str, float]] = []
+    list(
+        compile_bundle(
+            edges,
+            wanted,
+            lambda path, precision: typed_graph(path, "bf16").SerializeToString(),
+            lambda *what: phases.append(what),
+        )
+    )
+    record = EngineStore(tmp_path).record(tmp_path / "vae_encoder-tensorrt_rtx-bf16.engine")
+    assert record is not None and record.key.targets == ("sm80", "sm89")
+    assert ("edge_detector", "Building engine", 0.0) in phases and ("vae_encoder", "Building engine", 1.0) in phases
+    assert all(0.0 <= done <= 1.0 for _, _, done in phases)
+
+
+def test_openvino_compiles_into_the_cache_that_serving_reads(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    request = CompileRequest("emoji", "openvino", "fp32", out=folder, threads=1)
+    first = compile_model(request, quiet)
+    assert not any(report.reused for report in first)
+    assert all(report.bytes == (folder / "engines" / str(report.file)).stat().st_size for report in first)
+    before = sorted(path.stat().st_mtime_ns for path in (folder / "engines").glob("*.blob"))
+    assert all(report.reused for report in compile_model(request, quiet))
+    bundle = Bundle.load(folder)
+    pipeline = Pipeline(bundle, create("openvino", BackendOptions(threads=1, cache=folder / "engines")))
+    assert sorted(path.stat().st_mtime_ns for path in (folder / "engines").glob("*.blob")) == before
+    job = validate(GenerateRequest("a red apple", steps=1), bundle.manifest)
+    sample = pipeline.start(job, pipeline.encode_text(job.prompt), None)
+    pipeline.denoise([sample])
+    assert pipeline.decode([sample]).std() > 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"profiles": ("512",)}, r"^profile 512 contains none of the bundle's sizes: 128x128$"),
+        ({"max_batch": 99}, r"^max batch 99 is not within the bundle's 1 to 8$"),
+        ({"targets": ("sm70",)}, r"^target 'sm70' is not one that tensorrt_rtx .* knows: .*sm80"),
+        (
+            {"targets": ()},
+            r"^tensorrt_rtx finds no GPU to compile for \(.*\); name one with --target",
+        ),
+        ({"backend": "tensorrt"}, r"^tensorrt cannot be loaded .*; install it with: pip install"),
+        ({"backend": "onnxruntime"}, r"^onnxruntime runs on CPU in f32 here"),
+        ({"controlnet": Path("c.pth")}, r"^--controlnet: .* is a bundle, which is complete"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_in_one_sentence(
+    tmp_path: Path, changes: dict[str, object], problem: str
+) -> None:
+    request = replace(RTX, out=tmp_path / "bundle", **changes)  # type: ignore[arg-type]
+    with pytest.raises(CompileError, match=problem):
+        compile_model(request, quiet)
+    assert not list((tmp_path / "bundle").glob("engines/*.engine"))
+
+
+def test_a_checkpoint_needs_a_place_and_has_to_be_pixarts(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(CompileError, match=r"is no bundle, so it has to be exported first: say where to with --out"):
+        compile_model(replace(RTX, model=str(other)), quiet)
+    with pytest.raises(CompileError, match=r"other: .*"):
+        compile_model(replace(RTX, model=str(other), out=tmp_path / "out"), quiet)
+    with pytest.raises(CompileError, match=r"nothing: is no file, no folder and no hub id"):
+        compile_model(replace(RTX, model="nothing", out=tmp_path / "out"), quiet)
+
+
+def odd_module(folder: Path, operation: str) -> Bundle:
+    """A bundle whose one module is a graph with a single node."""
+    matrix = helper.make_tensor_value_info("latents", TensorProto.FLOAT, ["B", 4, 4])
+    result = helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["B"])
+    graph = helper.make_graph([helper.make_node(operation, ["latents"], ["x0"])], "odd", [matrix], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, folder / "vae_decoder.onnx")
+    spec = ModuleSpec(
+        graph="vae_decoder.onnx",
+        weights=(),
+        inputs=(TensorSpec(name="latents", dtype="float32", shape=("B", 4, 4)),),
+        outputs=(TensorSpec(name="x0", dtype="float32", shape=("B",)),),
+    )
+    demo = Bundle.load("models/zoo/emoji")
+    files = demo.manifest.files | {"vae_decoder.onnx": demo.manifest.files["vae_decoder.onnx"]}
+    return Bundle(folder, demo.manifest.model_copy(update={"modules": {"vae_decoder": spec}, "files": files}))
+
+
+def test_an_operation_that_the_package_does_not_know_is_named(tmp_path: Path) -> None:
+    bundle = odd_module(tmp_path, "Det")
+    with pytest.raises(
+        CompileError, match=r"^vae_decoder\.onnx: tensorrt_rtx does not support the operation Det; take another"
+    ):
+        list(compile_bundle(bundle, plan(tmp_path), lambda path, precision: path.read_bytes(), lambda *what: None))
+    assert not list(tmp_path.glob("*.engine"))
+
+
+def test_a_truncated_graph_is_refused_by_name(tmp_path: Path) -> None:
+    from models.export.half import typed_graph
+
+    bundle = odd_module(tmp_path, "Det")
+    content = (tmp_path / "vae_decoder.onnx").read_bytes()
+    (tmp_path / "vae_decoder.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CompileError, match=r"^vae_decoder\.onnx: is damaged, or no ONNX graph .*export it anew"):
+        list(
+            compile_bundle(
+                bundle,
+                plan(tmp_path),
+                lambda path, precision: typed_graph(path, "fp16").SerializeToString(),
+                lambda *what: None,
+            )
+        )
+
+
+FULL_DISK = """
+import resource, sys
+from engine.bundle import Bundle
+from engine.compile import CompilePlan, compile_bundle
+from engine.profiles import make_profiles
+from pathlib import Path
+graph = Path(sys.argv[2]).read_bytes()
+bundle = Bundle.load("models/zoo/emoji")
+modules = {"edge_detector": bundle.manifest.modules["edge_detector"]}
+bundle = Bundle(bundle.folder, bundle.manifest.model_copy(update={"modules": modules}))
+profiles = tuple(make_profiles(bundle.manifest, (), 1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+plan = CompilePlan("tensorrt_rtx", "fp16", profiles, Path(sys.argv[1]), ("sm80",))
+list(compile_bundle(bundle, plan, lambda *_: graph, lambda *_: None))
+"""
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The limit on a file's size stands for the disk's: either way, a write fails half way."""
+    from models.export.half import typed_graph
+
+    folder, graph = tmp_path / "engines", tmp_path / "typed.onnx"
+    graph.write_bytes(typed_graph(Path("models/zoo/emoji/edge_detector.onnx"), "fp16").SerializeToString())
+    command = [sys.executable, "-c", FULL_DISK, str(folder), str(graph)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert "edge_detector: cannot be written to" in message and "make room and run the same command again" in message
+    assert list(folder.iterdir()) == []
