@@ -163,13 +163,14 @@ class Routes:
     """The path templates that the application knows; everything else is "other", so that nobody can invent values."""
 
     def __init__(self, templates: Iterable[str]) -> None:
-        self._exact = frozenset(template for template in templates if "{" not in template)
+        known = list(templates)
+        self._exact = frozenset(template for template in known if "{" not in template)
         self._patterns: list[tuple[re.Pattern[str], str]] = [
-            (compile_path(template)[0], template) for template in templates if "{" in template
+            (compile_path(template)[0], re.sub(r":\w+}", "}", template)) for template in known if "{" in template
         ]
 
     def name(self, path: str) -> str:
-        """The route's template."""
+        """The route's template, such as `/v1/models/{name}`."""
         if path in self._exact:
             return path
         return next((template for pattern, template in self._patterns if pattern.fullmatch(path)), "other")

@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Mount
 
 from server.auth import KeyGate, KeyRing
 from server.limits import BodyLimit
@@ -21,7 +22,7 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, policy: str, tra
     Raises:
         KeysError: the file of keys cannot be used.
     """
-    routes = Routes(path for route in app.routes if isinstance(path := getattr(route, "path", None), str))
+    routes = Routes(_template(route) for route in app.routes)
     if settings.api_keys is not None:
         ring = KeyRing(settings.api_keys)
         app.add_middleware(KeyGate, ring=ring, public_paths=settings.public_paths, refused=metrics.refused)
@@ -47,3 +48,9 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, policy: str, tra
     app.add_middleware(MeasuredApp, metrics=metrics, routes=routes)
     app.add_middleware(Tracing, routes=routes, tracer=tracer)
     app.add_middleware(RequestId)
+
+
+def _template(route: BaseRoute) -> str:
+    """A route's path, as its metrics and spans are labelled; a folder of files is one route."""
+    path: str = getattr(route, "path", "")
+    return path + "/{path:path}" if isinstance(route, Mount) else path

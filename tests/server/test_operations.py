@@ -55,6 +55,7 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert client.post(ROUTE, json={"prompt": "an apple", "n": 2}).status_code == 200
     assert client.post(ROUTE, json={"prompt": ""}).status_code == 422
     assert client.get("/wp-admin.php").status_code == 404
+    assert client.get("/v1/models/tiny").status_code == 200 and client.get("/static/app.js").status_code == 200
     after = samples(client)
 
     def more(*key: str) -> float:
@@ -63,6 +64,8 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert more("pixart_request_seconds_count", "ok", ROUTE) == 1
     assert more("pixart_request_seconds_count", "client_error", ROUTE) == 1
     assert more("pixart_request_seconds_count", "client_error", "other") == 1
+    for template in ("/v1/models/{name}", "/static/{path}"):
+        assert more("pixart_request_seconds_count", "ok", template) == 1
     assert more("pixart_images_total") == 2
     for stage in ("text", "control", "denoise", "decode", "encode"):
         assert more("pixart_stage_seconds_count", stage) == 1
