@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from engine.client import EngineClient
-from server import errors, middleware, rest, tracing
+from server import docs, errors, middleware, rest, tracing
 from server.content import ContentFilter
 from server.images import ImageService
 from server.metrics import Metrics
@@ -73,19 +73,24 @@ def create_app(
         """The process answers."""
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses={503: {"description": "The model is still being loaded, or no worker is left."}})
     async def readiness() -> Response:
         """Pictures can be made now."""
         ready = client.ready
         return JSONResponse({"status": "ready" if ready else "loading"}, 200 if ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def read_metrics() -> Response:
         """Prometheus' text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     app.add_api_websocket_route("/v1/realtime", realtime.endpoint)
     app.mount("/static", StaticFiles(directory=STATIC))
+
+    @app.get("/docs", include_in_schema=False)
+    async def read_docs(request: Request) -> Response:
+        html = docs.page(app.openapi(), str(request.base_url).rstrip("/"))
+        return HTMLResponse(html, headers={"Content-Security-Policy": docs.POLICY})
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -58,18 +58,23 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _pictures(kind: str) -> dict[int | str, dict[str, Any]]:
     binary = {"schema": {"type": "string", "format": "binary"}}
-    events = [_REF.format(model=model.__name__) for model in (PartialImageEvent, CompletedEvent, ErrorEvent)]
-    text = (
-        f"With `stream`: events `{kind}.partial_image` and `{kind}.completed`, or `error`; each one's data is JSON: "
-        + ", ".join(reference.rpartition("/")[2] for reference in events)
-    )
+    events = [{"$ref": _REF.format(model=model.__name__)} for model in (PartialImageEvent, CompletedEvent, ErrorEvent)]
+    event = {
+        "type": "object",
+        "description": "One event of the stream.",
+        "properties": {
+            "event": {"enum": [f"{kind}.partial_image", f"{kind}.completed", "error"]},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"oneOf": events}},
+        },
+        "required": ["event", "data"],
+    }
     ok = {
         "description": "JSON; with `Accept: image/png` (or jpeg, webp) the bytes of the picture, and headers X-Seed,"
         " X-Steps and Server-Timing; with `stream` server-sent events.",
         "model": ImageResponse,
         "headers": _REQUEST_ID,
         "content": {f"image/{format}": binary for format in ("png", "jpeg", "webp")}
-        | {"text/event-stream": {"schema": {"type": "string", "description": text}}},
+        | {"text/event-stream": {"schema": event}},
     }
     return {200: ok, **_errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 499, 503, 504)}
 
@@ -78,16 +83,7 @@ def _body(media_type: str, schema: dict[str, Any], examples: dict[str, Any]) -> 
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema, "examples": examples}}}}
 
 
-_FORM = {
-    "allOf": [
-        {"$ref": _REF.format(model="EditRequest")},
-        {
-            "type": "object",
-            "properties": {"image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}},
-            "required": ["image"],
-        },
-    ]
-}
+_FILE = {"type": "string", "format": "binary", "description": "A PNG, JPEG or WebP picture, as a file."}
 
 
 def install(app: FastAPI, service: ImageService, client: EngineClient) -> None:
@@ -108,7 +104,7 @@ def install(app: FastAPI, service: ImageService, client: EngineClient) -> None:
         "/v1/images/edits",
         response_model=ImageResponse,
         responses=_pictures("image_edit"),
-        openapi_extra=_body("multipart/form-data", _FORM, EDITS),
+        openapi_extra=_body("multipart/form-data", {"$ref": _REF.format(model="EditRequest")}, EDITS),
     )
     async def edit_images(request: Request) -> Response:
         """Make pictures from a prompt that follow the edges of a picture."""
@@ -138,6 +134,9 @@ def _describe(app: FastAPI) -> None:
             _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
             schemas = schema["components"]["schemas"]
             schemas |= definitions["$defs"]
+            form = schemas["EditRequest"]
+            form["properties"] = {"image": _FILE, **form["properties"]}
+            form["required"].append("image")
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             for path in schema["paths"].values():

@@ -49,7 +49,10 @@ class Control(_Request):
 class Options(_Request):
     """What both ways to make pictures take. An absent field and null are the same."""
 
-    prompt: Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": MAX_PROMPT_CHARACTERS})]
+    prompt: str = Field(
+        json_schema_extra={"minLength": 1, "maxLength": MAX_PROMPT_CHARACTERS},
+        description="What to draw. What exceeds the model's tokens is cut, and the answer says so.",
+    )
     model: str | None = Field(default=None, description="The served bundle's name, as GET /v1/models lists it.")
     n: int | None = Field(default=None, json_schema_extra=_range(1, MAX_IMAGES), description="Pictures; absent: 1.")
     size: str | None = Field(
@@ -82,7 +85,11 @@ class Options(_Request):
         json_schema_extra=_range(0, MAX_SEED),
         description="Same request, same seed, same picture. Picture i of n has seed + i. Absent: drawn at random.",
     )
-    steps: int | None = Field(default=None, json_schema_extra=_range(1, MAX_STEPS))
+    steps: int | None = Field(
+        default=None,
+        json_schema_extra=_range(1, MAX_STEPS),
+        description="More steps, finer picture, more time; absent: the model's, usually 4.",
+    )
     min_steps: int | None = Field(
         default=None,
         json_schema_extra=_range(1, MAX_STEPS),
@@ -107,7 +114,7 @@ class Options(_Request):
 class ImageRequest(Options):
     """`POST /v1/images/generations`."""
 
-    control: Control | None = None
+    control: Control | None = Field(default=None, description="A picture whose lines or edges are followed.")
 
 
 class EditRequest(Options):

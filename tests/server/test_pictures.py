@@ -1,5 +1,9 @@
 import base64
+import contextlib
 import io
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -109,6 +113,111 @@ def test_base64_is_read_with_and_without_a_data_url(data: bytes) -> None:
 def test_what_is_not_base64_is_refused(text: str) -> None:
     with pytest.raises(pictures.PictureError, match="not base64"):
         pictures.from_base64(text)
+
+
+def test_base64_is_read_in_pieces() -> None:
+    data = bytes(range(256)) * 3000
+    text = base64.b64encode(data).decode()
+    assert pictures.from_base64(text) == data
+    piece = pictures._PIECE
+    for at in (piece - 1, piece, 2 * piece - 2):  # padding where a piece ends, or elsewhere in the middle
+        with pytest.raises(pictures.PictureError, match="not base64"):
+            pictures.from_base64(text[:at] + "=" + text[at + 1 :])
+
+
+def test_grey_of_16_bits_keeps_its_shades() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)
+    pixels = pictures.decode(encode(Image.fromarray(np.tile(ramp, (32, 1)))), LIMIT, 64, 32)
+    assert np.abs(pixels[16, :, 0].astype(int) - ramp // 256).max() <= 1
+
+
+def test_cmyk() -> None:
+    pixels = pictures.decode(encode(Image.new("CMYK", (64, 32), (0, 255, 255, 0)), "JPEG"), LIMIT, 64, 32)
+    assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_the_first_frame_of_an_animation_counts(kind: str) -> None:
+    first, *rest = (Image.new("RGB", (64, 32), colour) for colour in ("red", "lime", "blue"))
+    data = encode(first, kind, save_all=True, append_images=rest, duration=100, lossless=True)
+    assert (pictures.decode(data, LIMIT, 64, 32) == (255, 0, 0)).all()
+
+
+def test_a_palette_with_a_transparent_colour() -> None:
+    picture = Image.new("P", (64, 32), 0)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.paste(1, (0, 0, 32, 32))
+    pixels = pictures.decode(encode(picture, transparency=0), LIMIT, 64, 32)
+    assert (pixels[:, :31] == (255, 0, 0)).all() and (pixels[:, 33:] == 255).all()
+
+
+def test_what_follows_a_picture_is_not_looked_at() -> None:
+    """Polyglots: a picture that is a web page or an archive to somebody else. Only pixels go further."""
+    plain = pictures.decode(PNG, LIMIT, 64, 32)
+    for tail in (b"<script>alert(1)</script>", b"PK\x03\x04" + b"\0" * 30, b"%PDF-1.7", PNG):
+        assert (pictures.decode(PNG + tail, LIMIT, 64, 32) == plain).all()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def handmade(width: int, height: int, *chunks: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+BOMB = zlib.compress(bytes(50_000_000), 9)  # 50 kB
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        handmade(50_000, 50_000, chunk(b"IDAT", BOMB)),
+        handmade(2**31 - 1, 2**31 - 1, chunk(b"IDAT", BOMB)),
+        handmade(64, 64, chunk(b"zTXt", b"a\0\0" + BOMB), chunk(b"IDAT", BOMB)),
+        handmade(64, 64, chunk(b"iCCP", b"a\0\0" + BOMB), chunk(b"IDAT", BOMB)),
+        handmade(64, 64, chunk(b"IDAT", BOMB)),
+        handmade(64, 64, *[chunk(b"tEXt", b"a\0" + bytes(1000))] * 1000),
+    ],
+    ids=["wide", "widest", "text", "profile", "pixels", "many texts"],
+)
+def test_a_bomb_takes_no_memory(data: bytes) -> None:
+    """Small files that would be large in memory."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(pictures.PictureError):
+            assert pictures.decode(data, LIMIT, 64, 32).shape == (32, 64, 3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    data = encode(Image.effect_noise((64, 64), 80.0), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    scan = data[start:-2]
+    assert pictures.decode(data, LIMIT, 64, 32).shape == (32, 64, 3)
+    with pytest.raises(pictures.PictureError, match="more than 64 scans"):
+        pictures.decode(data[:start] + scan * 100 + data[-2:], LIMIT, 64, 32)
+
+
+@pytest.mark.parametrize(("orientation", "expected"), [(1, (40, 30)), (3, (40, 30)), (6, (30, 40)), (8, (30, 40))])
+def test_dimensions_are_those_that_are_seen(orientation: int, expected: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert pictures.dimensions(encode(Image.new("RGB", (40, 30)), "JPEG", exif=exif.tobytes()), LIMIT) == expected
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_encodes_each_format(kind: pictures.Format) -> None:
+    pixels = np.asarray(Image.radial_gradient("L").convert("RGB"))
+    picture = Image.open(io.BytesIO(pictures.encode(pixels, kind)))
+    assert picture.format == kind.upper()
+    assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - pixels).mean() < 2
+    if kind != "png":
+        assert len(pictures.encode(pixels, kind, 10)) < len(pictures.encode(pixels, kind, 100))
 
 
 def test_png_is_lossless() -> None:
