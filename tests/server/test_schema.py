@@ -13,8 +13,8 @@ import pytest
 import schemathesis
 from PIL import Image
 from schemathesis import Case
-from schemathesis.core.result import Ok
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     negative_data_rejection,

@@ -1,0 +1,194 @@
+"""What the edge adds to the engine's own time, and how long it ever keeps its event loop.
+
+    python -m benchmarks.http [--requests 200] [--clients 4] [--control 2000] [--json out.json] [serve's own options]
+
+The server runs in this process, its engine in worker processes, the client in a process of its own. First requests
+come one after the other: each one's overhead is its time at the client, less the engine's stages as its answer tells
+them. Then several clients ask at once, every other time with a large control image in base64, while a task on the
+server's loop notes how much later it wakes than it wanted to.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import multiprocessing
+import socket
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import httpx
+import uvicorn
+from PIL import Image
+
+from engine.bundle import Bundle
+from engine.options import PoolOptions
+from engine.pool import Pool
+from server.app import create_app
+from server.metrics import Metrics
+from server.progress import progress
+from server.serve import listen
+from server.settings import Settings
+
+ROUTE = "/v1/images/generations"
+PROMPT = "a red apple on a blue background"
+WARM_UP = 5
+TICK = 0.001  # seconds
+START = 300.0  # seconds before a server that is not ready counts as broken
+
+
+@dataclass(frozen=True)
+class Report:
+    """Milliseconds. `overhead` includes encoding the picture; `lag` is of the server's loop while clients load it."""
+
+    total_p50: float
+    engine_p50: float
+    encode_p50: float
+    overhead_p50: float
+    overhead_p95: float
+    loaded_answers: int
+    lag_p50: float
+    lag_p99: float
+    lag_max: float
+
+
+def ask(url: str, requests: int) -> list[tuple[float, float, float]]:
+    """Seconds of each request: at the client, in the engine, and encoding."""
+    found = []
+    with httpx.Client(base_url=url, timeout=START) as client:
+        for seed in range(WARM_UP + requests):
+            start = time.perf_counter()
+            response = client.post(ROUTE, json={"prompt": PROMPT, "seed": seed})
+            total = time.perf_counter() - start
+            timings = response.raise_for_status().json()["timings"]
+            encode = timings.pop("encode")
+            found.append((total, sum(timings.values()), encode))
+    return found[WARM_UP:]
+
+
+async def crowd(url: str, requests: int, clients: int, side: int) -> int:
+    """Ask from several clients at once; returns how many got a picture."""
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 80.0).save(buffer, "PNG", compress_level=1)
+    control = {"image": base64.b64encode(buffer.getvalue()).decode(), "type": "picture"}
+    plain = json.dumps({"prompt": PROMPT}).encode()
+    large = json.dumps({"prompt": PROMPT, "control": control}).encode()
+    headers = {"Content-Type": "application/json"}
+
+    async def one(client: httpx.AsyncClient) -> int:
+        done = 0
+        for number in range(requests // clients):
+            response = await client.post(ROUTE, content=(plain, large)[number % 2], headers=headers)
+            done += response.status_code == 200
+        return done
+
+    async with httpx.AsyncClient(base_url=url, timeout=START) as client:
+        return sum(await asyncio.gather(*(one(client) for _ in range(clients))))
+
+
+def client(url: str, requests: int, clients: int, side: int, pipe: Connection) -> None:
+    """The client's process: sends what it measured one after the other, waits for a word, then sends the count."""
+    pipe.send(ask(url, requests))
+    pipe.recv()
+    pipe.send(asyncio.run(crowd(url, requests, clients, side)))
+
+
+async def tick(lags: list[float]) -> None:
+    """Note how late each of many short sleeps ends, in seconds."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + TICK
+        await asyncio.sleep(TICK)
+        lags.append(loop.time() - due)
+
+
+async def measure(settings: Settings, requests: int, clients: int, side: int) -> Report:
+    """Serve, and let the client's process ask."""
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def loaded(failure: BaseException | None) -> None:
+        if failure is None:
+            ready.set_result(None)
+        else:
+            ready.set_exception(failure)
+
+    bundle = Bundle.load(settings.bundle)
+    pool = Pool(bundle, settings.backends(), PoolOptions(capacity=settings.queue), progress)
+    listener = listen("127.0.0.1", 0)
+    app = create_app(settings, pool, Metrics(), loaded)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await ready
+    ours, theirs = multiprocessing.Pipe()
+    url = f"http://127.0.0.1:{_port(listener)}"
+    arguments = (url, requests, clients, side, theirs)
+    process = multiprocessing.get_context("spawn").Process(target=client, args=arguments, daemon=True)
+    process.start()
+    theirs.close()  # so that its end is noticed
+    alone = await asyncio.to_thread(ours.recv)
+    lags: list[float] = []
+    ticking = asyncio.create_task(tick(lags))
+    ours.send("go")
+    answered = await asyncio.to_thread(ours.recv)
+    ticking.cancel()
+    with suppress(asyncio.CancelledError):
+        await ticking
+    server.should_exit = True
+    await serving
+    return _report(alone, answered, lags)
+
+
+def _port(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def _report(alone: list[tuple[float, float, float]], answered: int, lags: list[float]) -> Report:
+    totals, engine, encode = (1000 * median(column) for column in zip(*alone, strict=True))
+    overheads = [1000 * (total - inside) for total, inside, _ in alone]
+    late = [1000 * lag for lag in lags]
+    return Report(
+        total_p50=totals,
+        engine_p50=engine,
+        encode_p50=encode,
+        overhead_p50=median(overheads),
+        overhead_p95=quantiles(overheads, n=20)[-1],
+        loaded_answers=answered,
+        lag_p50=median(late),
+        lag_p99=quantiles(late, n=100)[-1],
+        lag_max=max(late),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark and print its report."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=200, help="of each kind (200)")
+    parser.add_argument("--clients", type=int, default=4, help="that ask at once (4)")
+    parser.add_argument("--control", type=int, default=2000, help="pixels of a large control image's side (2000)")
+    parser.add_argument("--json", type=Path, help="file to write the report to")
+    known, rest = parser.parse_known_args(arguments)
+    settings = Settings.load(_options(rest))
+    report = asyncio.run(measure(settings, known.requests, known.clients, known.control))
+    for field in fields(report):
+        value = getattr(report, field.name)
+        print(f"{field.name:>16} {value:8.2f}" if isinstance(value, float) else f"{field.name:>16} {value:8d}")
+    if known.json is not None:
+        known.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
+
+
+def _options(words: list[str]) -> dict[str, Any]:
+    """`--name value` pairs as settings."""
+    return {
+        name.removeprefix("--").replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+
+
+if __name__ == "__main__":
+    main()
