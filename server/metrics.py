@@ -189,18 +189,30 @@ class MeasuredApp:
             await self.app(scope, receive, send)
             return
         route = self.routes.name(scope["path"])
-        status = 500
+        in_flight = self.metrics.in_flight.labels(route)
         start = time.perf_counter()
+        status = 500
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                in_flight.dec()
+                seconds = time.perf_counter() - start
+                self.metrics.request_seconds.labels(route, outcome(status)).observe(seconds)
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
+            # Now, not when the application returns: it may still have to close a file, and the client goes on.
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                end()
 
-        with self.metrics.in_flight.labels(route).track_inprogress():
-            try:
-                await self.app(scope, receive, watch)
-            finally:
-                seconds = time.perf_counter() - start
-                self.metrics.request_seconds.labels(route, outcome(status)).observe(seconds)
+        in_flight.inc()
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            end()

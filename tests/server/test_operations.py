@@ -74,6 +74,9 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert after["pixart_ready",] == 1
     assert more("pixart_picture_steps_count") == 2 and more("pixart_picture_steps_sum") == 8
     assert after["pixart_queue_depth",] == 0 and after["pixart_refusals_total", "queue_full"] == 0
+    assert next(value for key, value in after.items() if key[0] == "pixart_worker_resident_memory_bytes") > 10e6
+    assert more("pixart_prompt_cache_hits_total") + more("pixart_prompt_cache_misses_total") == 2
+    assert more("pixart_batch_size_sum") == 8  # two pictures of four steps
     states = {key[1:]: value for key, value in after.items() if key[0] == "pixart_worker_state"}
     assert [state for (state, _), value in states.items() if value] == ["warm"]
     (build,) = (key for key in after if key[0] == "pixart_build_info")
