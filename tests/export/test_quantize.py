@@ -1,0 +1,137 @@
+"""The 8-bit variant: what is calibrated with, what is written, and that two runtimes load it and agree on it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from engine.backends import BackendOptions, create
+from engine.bundle import Bundle
+from engine.manifest import ModuleName
+from engine.pipeline import Pipeline as EnginePipeline
+from engine.request import GenerateRequest, validate
+from models.export import quantize
+from models.export.calibration import Calibration, GraphPipeline, session
+from models.export.weights8 import compress_weights, quantise_rows
+from models.pipeline import Pipeline
+from tests.export.test_graphs import source
+from tests.export.tiny import tiny_bundle
+
+PROMPTS = ("a red apple", "quick fox", "the lazy dog")
+
+
+def test_calibration_meets_the_latents_of_the_reference_pipeline(rng: np.random.Generator) -> None:
+    parts, folder = tiny_bundle()
+    recorded = GraphPipeline(folder, parts.config, (96, 48)).record("denoiser", PROMPTS[:2], steps=4, seed=5)
+    assert len(recorded.inputs) == 8
+    assert [float(inputs["timestep"][0]) for inputs in recorded.inputs[:4]] == [999.0, 759.0, 499.0, 259.0]
+    # The last step's latents are what three steps of the reference pipeline lead to.
+    noise = np.random.default_rng(5).standard_normal((2, 4, 1, 4, 6, 12), dtype=np.float32)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = torch.tensor([tokenizer.encode(PROMPTS[0]).ids])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    reference = Pipeline(parts.config, parts.text_encoder, parts.dit, parts.vae)
+    with torch.no_grad():
+        final = reference.denoise(parts.text_encoder(ids, mask), mask, torch.from_numpy(noise[0])).numpy()
+    runner = session(folder / "denoiser.onnx")
+    last = runner.run(["next_latents"], recorded.inputs[3])[0]
+    np.testing.assert_allclose(last, final, atol=1e-3 * np.abs(final).max())
+    np.testing.assert_array_equal(recorded.inputs[4]["latents"], np.random.default_rng(5).standard_normal(
+        (2, 4, 1, 4, 6, 12), dtype=np.float32)[1, 0])  # fmt: skip
+
+
+def test_pictures_to_judge_by_are_not_those_calibrated_with() -> None:
+    inputs = [{"timestep": np.array([float(index)])} for index in range(20)]
+    calibrating, judging = Calibration(inputs, steps=4).split()
+    assert (calibrating, judging) == (inputs[:16], inputs[16:])
+    with pytest.raises(ValueError, match="two prompts"):
+        Calibration(inputs[:4], steps=4).split()
+
+
+def test_rows_are_restored_within_half_a_step(rng: np.random.Generator) -> None:
+    matrix = rng.standard_normal((40, 30)).astype(np.float32) * np.logspace(-3, 3, 40, dtype=np.float32)[:, None]
+    matrix[7] = 0
+    steps, scales = quantise_rows(matrix)
+    assert steps.dtype == np.int8 and np.abs(steps).max() == 127
+    assert (np.abs(steps * scales[:, None] - matrix) <= 0.501 * scales[:, None]).all()
+
+
+def test_compressed_matrices_are_smaller_and_compute_nearly_the_same(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.export.weights8.MIN_ELEMENTS", 512)
+    parts, folder = tiny_bundle()
+    (tmp_path / "weights").mkdir()
+    for file in (folder / "weights").iterdir():
+        (tmp_path / "weights" / file.name).write_bytes(file.read_bytes())
+    count = compress_weights(folder / "text_encoder.onnx", tmp_path / "text_encoder.onnx", "weights/t.bin")
+    linear = [
+        layer for layer in parts.text_encoder.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Embedding)
+    ]
+    matrices = {layer.weight for layer in linear if layer.weight.numel() >= 512}
+    assert count == len(matrices)
+    stored = sum(matrix.numel() for matrix in matrices)
+    assert stored <= (tmp_path / "weights" / "t.bin").stat().st_size <= stored + 64 * count
+    onnx.checker.check_model(tmp_path / "text_encoder.onnx", full_check=True)
+    inputs = {"ids": rng.integers(0, 120, (2, 8)), "mask": np.ones((2, 8), np.bool_)}
+    plain, small = (session(path / "text_encoder.onnx").run(None, inputs)[0] for path in (folder, tmp_path))
+    error = quantize.relative_error([plain], [small])
+    # A step is 1/127 of a row's largest value, so its rounding is some 0.3 % of it; a few layers add up.
+    assert 1e-4 < error < 0.03
+    with pytest.raises(ValueError, match="no stored matrix"):
+        compress_weights(folder / "edge_detector.onnx", tmp_path / "e.onnx", "weights/e.bin")
+
+
+def test_a_place_that_is_taken_and_a_folder_that_is_no_bundle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SystemExit, match="is not empty"):
+        quantize.main(["--bundle", str(tiny_bundle()[1]), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="is not a bundle"):
+        quantize.main(["--bundle", str(tmp_path), "--out", str(tmp_path / "new")])
+    (tmp_path / "one.txt").write_text("a red apple\n")
+    arguments = ["--bundle", str(tiny_bundle()[1]), "--out", str(tmp_path / "new")]
+    with pytest.raises(SystemExit, match="at least two prompts"):
+        quantize.main([*arguments, "--prompts", str(tmp_path / "one.txt")])
+
+
+@pytest.mark.slow
+def test_the_variant_of_a_bundle_is_a_bundle_that_draws_nearly_the_same(tmp_path: Path) -> None:
+    """Random weights are the worst case for rounding, so the error may be large here; it has to be as reported."""
+    _, folder = tiny_bundle()
+    out = tmp_path / "variant"
+    reports = quantize.quantize_bundle(folder, out, PROMPTS, max_error=1e-6)
+    for report in reports:
+        assert report.products > 10
+        assert 0 < len(report.kept) <= quantize.MAX_FLOAT_SHARE * report.products
+        assert 0 < report.error < 1
+    bundle, plain = Bundle.load(out), Bundle.load(folder)
+    names: list[ModuleName] = ["denoiser", "denoiser_control"]
+    for name, report in zip(names, reports, strict=True):
+        graph = onnx.load(out / f"{name}.onnx", load_external_data=False)
+        products = quantize.quantised_products(graph)
+        assert len(products) == report.products - len(report.kept)
+        assert not set(products) & set(report.kept)
+        size = (out / "weights" / f"{name}.int8.bin").stat().st_size
+        float32 = 2 * sum((folder / file).stat().st_size for file in plain.module(name).weights)
+        assert size < 0.6 * float32
+        pipeline = GraphPipeline(folder, tiny_bundle()[0].config, (64, 64))
+        _, judging = pipeline.record(name, PROMPTS, quantize.STEPS).split()
+        results = {
+            backend: [create(backend, BackendOptions(threads=1)).compile(source(bundle, name)).run(inputs)["x0"]
+                      for inputs in judging]
+            for backend in ("onnxruntime", "torch")
+        }  # fmt: skip
+        wanted = [session(folder / f"{name}.onnx").run(["x0"], inputs)[0] for inputs in judging]
+        assert quantize.relative_error(wanted, results["onnxruntime"]) == pytest.approx(report.error, rel=0.2)
+        assert quantize.relative_error(wanted, results["torch"]) == pytest.approx(report.error, rel=0.3)
+    assert not (out / "weights" / "dit.safetensors").exists(), "nothing uses the float weights any more"
+    for backend in ("openvino", "onnxruntime"):
+        runner = EnginePipeline(bundle, create(backend, BackendOptions(threads=1)))
+        job = validate(GenerateRequest("a red apple", seed=3), bundle.manifest)
+        sample = runner.start(job, runner.encode_text(job.prompt), None)
+        while not sample.finished:
+            runner.denoise([sample])
+        assert runner.decode([sample]).std() > 1
