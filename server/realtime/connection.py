@@ -10,8 +10,8 @@ from typing import assert_never
 
 from starlette.websockets import WebSocket
 
-from engine.client import EngineClient, Picture, Preview
-from engine.request import InvalidRequest
+from engine.client import EngineClient, Overloaded, Picture, Preview
+from engine.request import GenerateRequest, InvalidRequest
 from server import pictures
 from server.auth import Holder
 from server.errors import FAILURES, ApiError, body_of, failure, out_of_range
@@ -24,6 +24,7 @@ from server.realtime.protocol import (
     CloseCode,
     ControlClear,
     Dropped,
+    DropReason,
     Error,
     Generate,
     ImageCompleted,
@@ -45,6 +46,9 @@ _log = logging.getLogger(__name__)
 
 # A client that sends nothing but mistakes is not worth its answers.
 MOST_MISTAKES = 100  # in a row
+# How long an input waits for a place in the engine's queue, and how long between two tries, in seconds.
+PATIENCE = 30.0
+SHORTEST_WAIT, LONGEST_WAIT = 0.02, 1.0
 CLOSE_SECONDS = 1.0  # for writing a close frame to a client that may not read
 
 
@@ -187,10 +191,13 @@ class Connection:
             stopped.cancel()
             self._sender.forget_preview()
         for item, reason in change.dropped:
-            self._service.metrics.realtime_dropped.labels(reason).inc()
-            self._sender.say(Dropped(inputs=[item.number], reason=reason))
+            self._drop(item, reason)
         if change.start is not None:
             self._making = asyncio.create_task(self._make(change.start, stopped if change.stop else None))
+
+    def _drop(self, item: Input, reason: DropReason) -> None:
+        self._service.metrics.realtime_dropped.labels(reason).inc()
+        self._sender.say(Dropped(inputs=[item.number], reason=reason))
 
     async def _make(self, item: Input, stopped: asyncio.Task[None] | None) -> None:
         """Take one input to its end, and begin the next."""
@@ -214,14 +221,10 @@ class Connection:
         if self._holder is not None:
             self._holder.take()
         request = await to_engine(item, service.client.manifest, service.threads)
-        picture: Picture | None = None
-        async with aclosing(service.client.submit(request, f"{self._name}-{item.number}")) as events:
-            async for event in events:
-                if isinstance(event, Preview):
-                    self._show_preview(item, event, await self._encode(event.image, settings))
-                else:
-                    picture = event
-        assert picture is not None, "the engine ended a request without a picture or an error"
+        picture = await self._patiently(item, request)
+        if picture is None:
+            self._drop(item, "superseded")
+            return
         start = time.perf_counter()
         data = await self._encode(picture.image, settings)
         timings = {**picture.timings, "encode": time.perf_counter() - start}
@@ -230,6 +233,30 @@ class Connection:
         if self._wins.running is item:
             self._wins.delivering()
             await self._sender.show(self._header(item, picture, timings, len(data)), data)
+
+    async def _patiently(self, item: Input, request: GenerateRequest) -> Picture | None:
+        """The picture, even if others' requests fill the queue for now; None: newer input came while it waited."""
+        give_up = asyncio.get_running_loop().time() + PATIENCE
+        while True:
+            try:
+                return await self._submit(item, request)
+            except Overloaded as full:
+                if full.reason != "queue_full" or asyncio.get_running_loop().time() > give_up:
+                    raise
+                if self._wins.waiting is not None:
+                    return None
+                await asyncio.sleep(min(max(full.retry_after, SHORTEST_WAIT), LONGEST_WAIT))
+
+    async def _submit(self, item: Input, request: GenerateRequest) -> Picture:
+        picture: Picture | None = None
+        async with aclosing(self._service.client.submit(request, f"{self._name}-{item.number}")) as events:
+            async for event in events:
+                if isinstance(event, Preview):
+                    self._show_preview(item, event, await self._encode(event.image, item.settings))
+                else:
+                    picture = event
+        assert picture is not None, "the engine ended a request without a picture or an error"
+        return picture
 
     async def _encode(self, image: pictures.Pixels, settings: SessionSettings) -> bytes:
         return await self._service.threads.run(

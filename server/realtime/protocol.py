@@ -16,6 +16,7 @@ from server.errors import ApiError, quote
 from server.pictures import Format
 from server.schemas import ControlType, ErrorDetail
 
+MOST_CHARACTERS = 32 * 1024  # of a text message; it is parsed on the event loop
 LARGEST_ID = 2**53  # what JavaScript's numbers hold exactly
 
 DropReason = Literal["superseded", "interrupted", "cancelled"]
@@ -208,6 +209,9 @@ def parse(text: str) -> ClientMessage:
     Raises:
         ApiError: it is no message of the protocol; `param` names the field at fault.
     """
+    if len(text) > MOST_CHARACTERS:
+        message = f"the message has {len(text)} characters; a text message may have {MOST_CHARACTERS}"
+        raise ApiError(413, message, code="message_too_large")
     try:
         return _CLIENT.validate_json(text)
     except ValidationError as error:

@@ -14,7 +14,7 @@ import pytest_asyncio
 import uvicorn
 
 from engine.bundle import Bundle
-from engine.client import Event
+from engine.client import Event, Overloaded
 from engine.local import LocalClient
 from engine.request import GenerateRequest
 from server.app import create_app
@@ -34,8 +34,13 @@ class Valve(LocalClient):
         self.open = asyncio.Semaphore(0)
         self.begun: asyncio.Queue[GenerateRequest] = asyncio.Queue()
         self.given_up: asyncio.Queue[GenerateRequest] = asyncio.Queue()
+        self.full = False
+        self.refused = asyncio.Event()
 
     async def submit(self, request: GenerateRequest, request_id: str) -> AsyncGenerator[Event, None]:
+        if self.full:
+            self.refused.set()
+            raise Overloaded("queue_full", 0.01)
         self.begun.put_nowait(request)
         try:
             await self.open.acquire()

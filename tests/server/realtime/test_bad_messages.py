@@ -21,6 +21,7 @@ MISTAKES: list[tuple[str | bytes, str, str | None]] = [
     ("[]", "invalid_json", None),
     ('"generate"', "invalid_json", None),
     ("[" * 10_000, "invalid_json", None),
+    (" " * 40_000 + '{"type": "generate"}', "message_too_large", None),
     ("{}", "invalid_value", "type"),
     ('{"type": "draw"}', "invalid_value", "type"),
     ('{"type": 1}', "invalid_value", "type"),

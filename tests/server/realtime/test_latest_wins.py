@@ -77,3 +77,18 @@ async def test_an_input_at_fault_makes_way_for_the_next(local: Any) -> None:
         await live.send("generate")
         local.engine.open.release()
         assert (await live.until("image.completed"))["input"] == 3
+
+
+async def test_a_full_queue_delays_an_input_and_newer_input_still_wins(local: Any) -> None:
+    local.engine.full = True
+    async with session(local.url) as live:
+        await live.update(prompt="picture 1")
+        await live.send("generate")
+        await local.engine.refused.wait()
+        await live.update(prompt="picture 2")
+        await live.send("generate")
+        assert await live.receive() == {"type": "dropped", "inputs": [1], "reason": "superseded"}
+        local.engine.full = False
+        local.engine.open.release()
+        assert (await live.receive())["input"] == 2
+    assert local.engine.begun.get_nowait().prompt == "picture 2"
