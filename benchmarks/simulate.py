@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="how many devices for so many requests a second?")
     parser.add_argument("--p99", type=float, default=2.0, help="with --rate: seconds")
     parser.add_argument("--measure", type=Path, metavar="BUNDLE", help="measure the stage costs of a bundle here")
+    parser.add_argument("--rounds", type=int, default=20, help="with --measure")
     parser.add_argument("--threads", type=int, default=0, help="with --measure; 0: all")
     options = parser.parse_args()
     if options.measure:
@@ -132,7 +133,7 @@ def main() -> None:
             "bundle": options.measure.name,
             "threads": str(options.threads or "all"),
         }
-        curves.save(CPU, measure.costs(options.measure, threads=options.threads), about)
+        curves.save(CPU, measure.costs(options.measure, options.rounds, options.threads), about)
         print(f"wrote {CPU}")
         return
     chosen = costs(options.curve)

@@ -9,7 +9,7 @@ from engine.ticket import Stage, Ticket
 
 # A request is due after this many times the seconds that it takes alone. The larger, the more short requests overtake
 # long ones; a due time never moves, so that nothing is overtaken for ever.
-PATIENCE: dict[Priority, float] = {"interactive": 10.0, "batch": 200.0}
+PATIENCE: dict[Priority, float] = {"interactive": 4.0, "batch": 80.0}
 # How much later, in the same measure, something without a deadline may become to save the deadlines of others.
 YIELD = 5.0
 
