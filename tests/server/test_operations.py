@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -187,6 +188,27 @@ def test_a_signal_lets_a_running_request_finish_and_exits_with_0(start_server: A
     thread.join(60)
     assert running.process.wait(60) == 0
     assert [answer.status_code for answer in answers] == [200]
+
+
+def test_clients_do_not_see_a_killed_worker(start_server: Any) -> None:
+    running = start_server()
+    (worker,) = psutil.Process(running.process.pid).children()
+    assert "engine.worker" in worker.cmdline()
+    body = {"prompt": "an apple", "seed": 4, "n": 4, "steps": 8}
+    undisturbed = httpx.post(running.url + ROUTE, json=body, timeout=60).json()["data"]
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(httpx.post(running.url + ROUTE, json=body, timeout=120)))
+    thread.start()
+    while httpx.get(f"{running.url}/metrics").text.count(f'in_flight{{route="{ROUTE}"}} 1.0') == 0:
+        time.sleep(0.001)
+    worker.kill()
+    thread.join(120)
+    assert answers[0].status_code == 200
+    assert answers[0].json()["data"] == undisturbed
+    # The next request is there when the next worker is.
+    assert httpx.post(running.url + ROUTE, json={"prompt": "an apple"}, timeout=120).status_code == 200
+    with httpx.Client(base_url=running.url) as client:
+        assert samples(client)["pixart_worker_restarts_total", "worker-0"] == 1
 
 
 def test_a_signal_while_the_model_is_loading_exits_with_0(start_server: Any) -> None:
