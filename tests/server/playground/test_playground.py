@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server import keys
 from tests.server.playground.chromium import Page, chromium
 from tests.server.realtime.client import drawing
 
@@ -126,6 +127,19 @@ async def test_it_comes_back_after_a_restart(tmp_path: Path, start_server: Calla
         await page.until(f"{STATE} === 'open' && {INPUT} > 0 && {PIXELS} === {pixels!r}")
         # While the server was away, the browser reported that it could not connect; nothing else went wrong.
         assert [each for each in page.problems if not re.search("net::ERR_|WebSocket connection to", each)] == []
+
+
+async def test_it_asks_for_a_key_if_the_server_does(tmp_path: Path, start_server: Callable[..., Any]) -> None:
+    text, key = keys.create("alice")
+    keys.write(tmp_path / "keys.json", [key])
+    running = start_server(PIXART_API_KEYS=str(tmp_path / "keys.json"))
+    async with chromium(tmp_path / "profile") as page:
+        await page.open(running.url)
+        await page.until("!document.querySelector('#key-form').hidden")
+        await page.type("#key", text)
+        await page.click("#key-form button")
+        await page.until(f"{STATE} === 'open' && {SHOWN} > 0")
+        assert await page.run("document.querySelector('#key-form').hidden")
 
 
 def test_what_the_page_may_do(client: httpx.Client) -> None:
