@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import keys
@@ -190,12 +193,18 @@ def test_a_signal_lets_a_running_request_finish_and_exits_with_0(start_server: A
     assert [answer.status_code for answer in answers] == [200]
 
 
+def pixels(answer: httpx.Response) -> Any:
+    """[n, height, width, 3] of an answer's pictures."""
+    pictures = [Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))) for entry in answer.json()["data"]]
+    return np.stack([np.asarray(picture) for picture in pictures]).astype(int)
+
+
 def test_clients_do_not_see_a_killed_worker(start_server: Any) -> None:
     running = start_server()
     (worker,) = psutil.Process(running.process.pid).children()
     assert "engine.worker" in worker.cmdline()
     body = {"prompt": "an apple", "seed": 4, "n": 4, "steps": 8}
-    undisturbed = httpx.post(running.url + ROUTE, json=body, timeout=60).json()["data"]
+    undisturbed = httpx.post(running.url + ROUTE, json=body, timeout=60)
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(httpx.post(running.url + ROUTE, json=body, timeout=120)))
     thread.start()
@@ -204,7 +213,8 @@ def test_clients_do_not_see_a_killed_worker(start_server: Any) -> None:
     worker.kill()
     thread.join(120)
     assert answers[0].status_code == 200
-    assert answers[0].json()["data"] == undisturbed
+    # Replayed in other batches, a picture may be rounded differently.
+    assert np.abs(pixels(answers[0]) - pixels(undisturbed)).max() <= 1
     # The next request is there when the next worker is.
     assert httpx.post(running.url + ROUTE, json={"prompt": "an apple"}, timeout=120).status_code == 200
     with httpx.Client(base_url=running.url) as client:
