@@ -315,7 +315,7 @@ SD_VAE = {
 @pytest.mark.slow
 def test_a_text_encoder_of_full_width(tmp_path: Path) -> None:
     parts = tiny_parts()
-    encoder = TextEncoder(T5Config(**XL_TEXT), 1152).eval()
+    encoder = TextEncoder(T5Config(**XL_TEXT), 1152).requires_grad_(False).eval()
     for linear in (encoder.projection.fc1, encoder.projection.fc2):
         nn.init.normal_(linear.weight, std=0.3 / 64)
     config = replace(parts.config, text=XL_TEXT, dit=DiTConfig(sample_size=128))
@@ -324,7 +324,7 @@ def test_a_text_encoder_of_full_width(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_autoencoder_of_full_width(tmp_path: Path) -> None:
-    check_vae_decoder(AutoencoderKL(**SD_VAE), tmp_path, 16)
+    check_vae_decoder(AutoencoderKL(**SD_VAE).requires_grad_(False), tmp_path, 16)
 
 
 @pytest.mark.slow
@@ -333,11 +333,13 @@ def test_a_slice_of_xl_with_control(tmp_path: Path) -> None:
     dit = DiT(DiTConfig(sample_size=64, depth=2))
     control = ControlNetTransformer(dit, 1)
     for part in (dit, control):
-        for parameter in part.parameters():
+        for parameter in part.requires_grad_(False).parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-        round_to_half(part)
-    parts = replace(parts, config=replace(parts.config, dit=dit.config), dit=dit, controlnet=control)
+        round_to_half(part.eval())
+    parts = replace(
+        parts, config=replace(parts.config, dit=dit.config, controlnet_depth=1), dit=dit, controlnet=control
+    )
     plan = plan_of("denoiser_control", parts)
     assert isinstance(plan.module, ControlledDenoiser)
     generator = np.random.default_rng(0)
