@@ -1,6 +1,6 @@
 """Decides, call by call, what the device does next. Pure: no tensors, no threads, no clock of its own."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from math import inf
 
@@ -69,24 +69,24 @@ class Scheduler:
             flights, start = self._foreseeable(now)
             ready = self._planner(now).foresee(flights, start).ready.values()
             raise Refused("queue_full", max(min(ready, default=start) - now, 0.0))
-        before, start = self._foreseeable(now)
         self._add(flight, ticket)
-        if ticket.deadline is not None and (late := self._lateness(flight, before, now)) > 0.0:
+        if ticket.deadline is not None and (late := self._lateness(flight, ticket, now)) > 0.0:
             self.cancel(ticket.id, now)
             raise Refused("deadline", late)
 
-    def _lateness(self, flight: Flight, before: Sequence[Flight], now: float) -> float:
-        """By how much the best plan misses the deadline of `flight` or, for its sake, another's; 0.0: by nothing.
-
-        `before`: what was foreseeable without it.
-        """
+    def _lateness(self, flight: Flight, ticket: Ticket, now: float) -> float:
+        """By how much the best plan misses the deadline of `flight` or, for the ticket's sake, another's."""
         planner = self._planner(now)
         flights, start = self._foreseeable(now)
         plan = planner.plan(flights, start)
         own = plan.ready.get(flight.id, start) - flight.deadline  # if it is not in the plan, its decoding runs
         if own > 0.0 or not plan.late:
             return max(own, 0.0)
-        others = plan.late - planner.plan(before, start).late
+        self.cancel(
+            ticket.id, now
+        )  # a ticket that joins others can add previews and steps to theirs, so it leaves them
+        others = plan.late - planner.plan(*self._foreseeable(now)).late
+        self._add(flight, ticket)
         return max((plan.ready[id] - self._flights[id].deadline for id in others), default=0.0)
 
     def predicted_completion(self, ticket: Ticket, now: float) -> float:

@@ -163,3 +163,15 @@ def test_an_id_is_used_once_at_a_time():
     assert scheduler.finish(work, None, 1.0) == ()
     scheduler.admit(ticket("a"), 1.0)
     assert run(scheduler, 1.0)[1].keys() == {"a"}
+
+
+def test_who_joins_others_must_not_delay_a_neighbour():
+    scheduler = Scheduler(CostModel(COSTS), 1, 8)
+    scheduler.admit(ticket("a", key="same", deadline=40.0), 0.0)
+    scheduler.admit(ticket("c", deadline=52.0), 0.0)
+    with pytest.raises(Refused):  # one preview more, and c is late
+        scheduler.admit(ticket("b", key="same", deadline=99.0, previews=frozenset({1})), 0.0)
+    scheduler.admit(ticket("b", key="same", deadline=99.0), 0.0)
+    works, ready = run(scheduler)
+    assert "preview" not in [work.stage for work in works]
+    assert ready == {"a": 25.0, "b": 25.0, "c": 50.0}
