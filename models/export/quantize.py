@@ -26,6 +26,8 @@ from models.config import from_json
 from models.export.calibration import Calibration, GraphPipeline, Inputs, session
 from models.export.weights8 import compress_weights
 
+log = logging.getLogger(__name__)
+
 STEPS = 4
 MAX_FLOAT_SHARE = 0.25  # of a graph's products; with more of them in float32 the variant is not worth having
 DENOISERS = ("denoiser", "denoiser_control")
@@ -96,6 +98,7 @@ def _quantize_denoiser(graph: Path, out: Path, recorded: Calibration, max_error:
         expected = _predict(plain, judging)
         found = _write(_quantize(plain, calibrating, ()), Path(scratch), "all")
         error_all = error = relative_error(expected, _predict(found, judging))
+        log.info("%s: error of x0 %.4f with all products in 8 bits", graph.stem, error)
         products = quantised_products(onnx.load(found, load_external_data=False))
         kept: tuple[str, ...] = ()
         if error > max_error:
@@ -105,6 +108,7 @@ def _quantize_denoiser(graph: Path, out: Path, recorded: Calibration, max_error:
                 kept = tuple(ranked[:count])
                 found = _write(_quantize(plain, calibrating, kept), Path(scratch), f"without-{count}")
                 error = relative_error(expected, _predict(found, judging))
+                log.info("%s: error of x0 %.4f with %d products kept in float32", graph.stem, error, count)
                 count *= 2
         model = onnx.load(found)
         weights = f"weights/{graph.stem}.int8.bin"
@@ -228,6 +232,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--max-error", type=float, default=0.03, help="relative error of x0 to stay below (default 0.03)"
     )
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     try:
         prompts: Sequence[str] = PROMPTS
         if options.prompts:
