@@ -51,7 +51,9 @@ class OnnxRuntimeBackend:
 
     def compile(self, source: Source) -> OnnxRuntimeModule:
         """See `engine.backends.base.Backend.compile`."""
-        providers = [self._provider, ("CPUExecutionProvider", {})]  # the second for what the first lacks
+        providers = [self._provider]
+        if self._provider[0] != "CPUExecutionProvider":
+            providers.append(("CPUExecutionProvider", {}))  # for what the GPU's provider lacks
         try:
             session = ort.InferenceSession(str(source.graph), self._settings, providers=providers)
         except Exception as error:  # the package's exceptions have no common base of their own

@@ -82,7 +82,8 @@ class Operators:
             else:
                 index = [slice(None)] * x.ndim
                 # "To the end" is written as the largest integer, which torch would have to cut.
-                index[axis] = slice(start, min(end, x.shape[axis]), step)
+                size = x.shape[axis]
+                index[axis] = slice(max(-size, min(start, size)), max(-size, min(end, size)), step)
                 x = x[tuple(index)]
         return x
 
