@@ -135,7 +135,7 @@ def test_openvino_compiles_into_the_cache_that_serving_reads(tmp_path: Path) -> 
             r"^tensorrt_rtx finds no GPU to compile for \(.*\); name one with --target",
         ),
         ({"backend": "tensorrt"}, r"^tensorrt cannot be loaded .*; install it with: pip install"),
-        ({"backend": "onnxruntime"}, r"^onnxruntime runs on CPU in f32 here"),
+        ({"backend": "onnxruntime"}, r"^onnxruntime runs float32 graphs in f32"),
         ({"controlnet": Path("c.pth")}, r"^--controlnet: .* is a bundle, which is complete"),
     ],
 )
