@@ -11,6 +11,8 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,14 +183,14 @@ def test_a_signal_lets_a_running_request_finish_and_exits_with_0(start_server: A
     answers: list[httpx.Response] = []
 
     def ask() -> None:
-        answers.append(httpx.post(running.url + ROUTE, json={"prompt": "an apple", "n": 4, "steps": 8}, timeout=60))
+        answers.append(httpx.post(running.url + ROUTE, json={"prompt": "an apple", "n": 4, "steps": 8}, timeout=120))
 
     thread = threading.Thread(target=ask)
-    thread.start()
-    while httpx.get(f"{running.url}/metrics").text.count(f'in_flight{{route="{ROUTE}"}} 1.0') == 0:
-        time.sleep(0.001)
-    running.process.send_signal(number)
-    thread.join(60)
+    with suspended(worker_of(running)):  # so that the request cannot be over before the signal
+        thread.start()
+        wait_for_a_request(running)
+        running.process.send_signal(number)
+    thread.join(120)
     assert running.process.wait(60) == 0
     assert [answer.status_code for answer in answers] == [200]
 
@@ -199,18 +201,39 @@ def pixels(answer: httpx.Response) -> Any:
     return np.stack([np.asarray(picture) for picture in pictures]).astype(int)
 
 
-def test_clients_do_not_see_a_killed_worker(start_server: Any) -> None:
-    running = start_server()
+def worker_of(running: Any) -> psutil.Process:
     (worker,) = psutil.Process(running.process.pid).children()
     assert "engine.worker" in worker.cmdline()
+    return worker
+
+
+@contextmanager
+def suspended(worker: psutil.Process) -> Iterator[None]:
+    """Stop a worker for a moment. If that takes so long that the server replaces it, nothing is lost either."""
+    worker.suspend()
+    try:
+        yield
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            worker.resume()
+
+
+def wait_for_a_request(running: Any) -> None:
+    while f'in_flight{{route="{ROUTE}"}} 1.0' not in httpx.get(f"{running.url}/metrics", timeout=60).text:
+        time.sleep(0.01)
+
+
+def test_clients_do_not_see_a_killed_worker(start_server: Any) -> None:
+    running = start_server()
+    worker = worker_of(running)
     body = {"prompt": "an apple", "seed": 4, "n": 4, "steps": 8}
     undisturbed = httpx.post(running.url + ROUTE, json=body, timeout=60)
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(httpx.post(running.url + ROUTE, json=body, timeout=120)))
-    thread.start()
-    while httpx.get(f"{running.url}/metrics").text.count(f'in_flight{{route="{ROUTE}"}} 1.0') == 0:
-        time.sleep(0.001)
-    worker.kill()
+    with suspended(worker):
+        thread.start()
+        wait_for_a_request(running)
+        worker.kill()
     thread.join(120)
     assert answers[0].status_code == 200
     # Replayed in other batches, a picture may be rounded differently.
