@@ -1,6 +1,7 @@
 """Stage 2: the base DiT with its text encoder. `python -m training.base --config training/configs/emoji.toml`."""
 
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.checkpoints import load_native
+from models.checkpoints.build import build
 from training import config as recipes
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
@@ -130,6 +133,21 @@ def sample_captions(data: emoji.EmojiSet, groups: Sequence[str], count: int) -> 
     return [captions.canonical(seen[i * len(seen) // count], names[i % len(names)]) for i in range(count)]
 
 
+def start_from(bundle: Path, model: TextToLatents) -> None:
+    """Copy the text encoder and the DiT of a finished bundle into `model`.
+
+    They are a student's, which the ε loss soon turns into a teacher again, and they may belong to another autoencoder,
+    whose latents are relearnt; what they know of words, shapes and colours stays.
+
+    Raises:
+        CheckpointError: a file of the bundle is missing or damaged, or is not what the manifest describes.
+        RuntimeError: a size differs from the recipe's; the message names the weights.
+    """
+    modules = build(load_native(bundle))
+    model.text.load_state_dict(modules.text_encoder.state_dict())
+    model.dit.load_state_dict(modules.dit.state_dict())
+
+
 def load(folder: Path, space: Workspace) -> TextToLatents:
     """The averaged base of a finished or running stage, frozen."""
     model = TextToLatents(space.shape, space.data.size)
@@ -139,11 +157,19 @@ def load(folder: Path, space: Workspace) -> TextToLatents:
 
 def main() -> None:
     """The stage's command."""
-    args = recipes.command_line("Train the base DiT and its text encoder.").parse_args()
+    parser = recipes.command_line("Train the base DiT and its text encoder.")
+    parser.add_argument("--init", type=Path, help="start from this bundle's tokenizer, text encoder and DiT")
+    args = parser.parse_args()
     recipe = recipes.read(args.config)
     config = recipes.parse(BaseConfig, recipe["base"], "base")
+    tokenizer = args.runs / recipe["name"] / "tokenizer.json"
+    if args.init and not tokenizer.exists():
+        shutil.copyfile(load_native(args.init).tokenizer, tokenizer)
     space = Workspace.open(recipe, args.runs)
-    run(BaseStage(space, config), config.loop, space.folder / "base")
+    stage = BaseStage(space, config)
+    if args.init:
+        start_from(args.init, stage.model)
+    run(stage, config.loop, space.folder / "base")
 
 
 if __name__ == "__main__":

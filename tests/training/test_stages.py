@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from safetensors.torch import load_file
 
 from models.checkpoints import load_native
 from tests.training.conftest import draw_pictures, write_recipe
-from training.base import snr_weight
+from training import config as recipes
+from training.base import snr_weight, start_from
+from training.model import ModelShape, TextToLatents
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_BUNDLE = ROOT / "models" / "zoo" / "emoji"
@@ -130,6 +133,20 @@ def test_a_bundle_gets_a_new_control_branch(tmp_path: Path) -> None:
     refused = subprocess.run([*command("controlnet", recipe, runs), *extra], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "objective" in refused.stderr
+
+
+def test_a_base_starts_from_a_bundle() -> None:
+    shape = recipes.parse(ModelShape, recipes.read(EMOJI_RECIPE)["model"], "model")
+    model = TextToLatents(shape, 128)
+    start_from(DEMO_BUNDLE, model)
+    shipped = load_native(DEMO_BUNDLE)
+    for part, expected in ((model.dit, shipped.dit), (model.text, shipped.text_encoder)):
+        for name, value in part.state_dict().items():
+            torch.testing.assert_close(value, expected[name].float(), rtol=0, atol=0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+    with pytest.raises(RuntimeError, match=r"blocks\.3"):
+        start_from(DEMO_BUNDLE, TextToLatents(replace(shape, depth=3), 128))
 
 
 @pytest.mark.parametrize("snr, floor, weight", [(1.0, 0.0, 1.0), (5.0, 0.0, 1.0), (50.0, 0.0, 0.1), (0.01, 0.05, 5.0)])
