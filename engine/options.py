@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -41,11 +41,16 @@ class PoolOptions:
 
 def backends(name: str, options: BackendOptions, workers: int) -> list[Callable[[], Backend]]:
     """What `workers` processes call to make their backends."""
-    return [partial(create, name, share_threads(options, workers))] * workers
+    return [partial(create, name, each) for each in spread(options, (), workers)]
 
 
-def share_threads(options: BackendOptions, workers: int) -> BackendOptions:
-    """Options for each of several processes; threads that were left open are shared out by cores."""
-    if options.threads or workers == 1:
-        return options
-    return replace(options, threads=max(1, len(os.sched_getaffinity(0)) // workers))
+def spread(options: BackendOptions, devices: Sequence[str], workers: int) -> list[BackendOptions]:
+    """Options of each process: `workers` for each of `devices`, or for the device of `options` if there are none.
+
+    Threads that were left open are shared out by cores.
+    """
+    places = [device for device in devices or (options.device,) for _ in range(workers)]
+    threads = options.threads
+    if not threads and len(places) > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // len(places))
+    return [replace(options, device=device, threads=threads) for device in places]

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from engine.backends import Backend, BackendOptions, Precision, create, names
-from engine.options import share_threads
+from engine.options import spread
 
 DEMO_BUNDLE = Path(__file__).resolve().parent.parent / "models" / "zoo" / "emoji"
 PREFIX = "PIXART_"
@@ -58,15 +58,23 @@ class Settings:
     threads: int = setting(
         0, "Threads of the backend; 0 lets it take every core. In a container, set the container's share.", 0, 1024
     )
+    devices: tuple[str, ...] = setting(
+        (),
+        "Devices to run on, as the backend names them: `CUDA:0,CUDA:1` or `GPU.1`; each has workers of its own. "
+        "Without one, OpenVINO and ONNX Runtime take the CPU, TensorRT the first GPU.",
+    )
     workers: int = setting(
-        1, "Processes that each hold the model and make pictures; they share the cores if `threads` is 0.", 1, 256
+        1,
+        "Processes for each device that hold the model and make pictures; they share the cores if `threads` is 0.",
+        1,
+        256,
     )
     cache: Path | None = setting(
         default_cache,
         "Folder that keeps compiled modules between starts; `none` compiles at each start.",
         shown="`~/.cache/pixart-delta`",
     )
-    queue: int = setting(32, "Requests that may wait or run; more get 429.", 1, 100_000)
+    queue: int = setting(32, "Pictures that may wait or be in the making; more get 429.", 1, 100_000)
     drain_seconds: int = setting(20, "How long running requests may take after SIGTERM.", 0, 3600)
     max_connections: int = setting(1000, "Open connections; more get 503.", 1, 1_000_000)
     keep_alive_seconds: int = setting(65, "How long a connection may wait for its next request.", 1, 3600)
@@ -157,10 +165,13 @@ class Settings:
 
     def backends(self) -> list[Callable[[], Backend]]:
         """What each worker calls to make its backend; they raise as `create_backend` does, and can be pickled."""
-        return [partial(_create, self.backend, share_threads(self._options(), self.workers))] * self.workers
+        return [
+            partial(_create, self.backend, options) for options in spread(self._options(), self.devices, self.workers)
+        ]
 
     def _options(self) -> BackendOptions:
-        return BackendOptions(precision=self.precision, threads=self.threads, cache=self.cache)
+        options = BackendOptions(precision=self.precision, threads=self.threads, cache=self.cache)
+        return dataclasses.replace(options, device=self.devices[0]) if self.devices else options
 
 
 def _create(name: str, options: BackendOptions) -> Backend:

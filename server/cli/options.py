@@ -8,7 +8,7 @@ from typing import get_type_hints
 from server.settings import Settings
 
 # What every command that runs the model has; `serve` has all settings.
-ENGINE = ("bundle", "backend", "precision", "threads", "cache")
+ENGINE = ("bundle", "backend", "precision", "devices", "threads", "cache")
 
 
 def add(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Settings: where they come from, in which order, and what is refused."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -105,6 +106,22 @@ def test_options_that_are_refused(name: str, text: str, message: str) -> None:
 def test_unknown_variables_are_found() -> None:
     environment = {"PIXART_QEUE": "3", "PIXART_QUEUE": "3", CONFIG: "x", "PATH": "/bin"}
     assert Settings.unknown(environment) == ["PIXART_QEUE"]
+
+
+def test_each_device_has_its_workers() -> None:
+    def asked(**values: Any) -> list[tuple[str, int]]:
+        backends = Settings(**values).backends()
+        return [(backend.args[1].device, backend.args[1].threads) for backend in backends]  # type: ignore[attr-defined]
+
+    assert asked(devices=("CUDA:0", "CUDA:1"), workers=2, threads=3) == [
+        ("CUDA:0", 3),
+        ("CUDA:0", 3),
+        ("CUDA:1", 3),
+        ("CUDA:1", 3),
+    ]
+    cores = len(os.sched_getaffinity(0))
+    assert asked(devices=("GPU.0", "GPU.1")) == [("GPU.0", max(1, cores // 2)), ("GPU.1", max(1, cores // 2))]
+    assert asked() == [("CPU", 0)]
 
 
 def test_the_documented_table_is_the_one_that_is_true() -> None:
