@@ -24,6 +24,7 @@ from engine.client import EngineClient, RefusalReason, WorkerState
 from server import logs
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+STEP_SECONDS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STEP_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
@@ -47,6 +48,12 @@ class Metrics:
             "Time that one request spent in one stage; queue is its wait.",
             ("stage",),
             buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.step_seconds = Histogram(
+            "pixart_denoise_step_seconds",
+            "Time from one step of a picture to the next, the mean of its steps.",
+            buckets=STEP_SECONDS,
             registry=self.registry,
         )
         self.steps = Histogram(

@@ -64,6 +64,7 @@ class RecordedClient:
 
     def _record(self, picture: Picture) -> None:
         self._metrics.steps.observe(picture.steps)
+        self._metrics.step_seconds.observe(picture.timings["denoise"] / picture.steps)
         logs.note(
             steps=picture.steps,
             seed=picture.seed,

@@ -78,6 +78,7 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert after["pixart_requests_in_flight", "/metrics"] == 1
     assert after["pixart_requests_in_flight", ROUTE] == 0
     assert after["pixart_ready",] == 1
+    assert more("pixart_denoise_step_seconds_count") == 2 and more("pixart_denoise_step_seconds_sum") > 0
     assert more("pixart_picture_steps_count") == 2 and more("pixart_picture_steps_sum") == 8
     assert after["pixart_queue_depth",] == 0 and after["pixart_refusals_total", "queue_full"] == 0
     assert next(value for key, value in after.items() if key[0] == "pixart_worker_resident_memory_bytes") > 10e6
