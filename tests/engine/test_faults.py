@@ -7,11 +7,8 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -20,22 +17,16 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from engine.backends import CompileError
 from engine.bundle import Bundle
-from engine.client import Cancelled, DeadlineMissed, Overloaded, Picture, Preview, WorkerFailed
+from engine.client import Cancelled, Picture, Preview, WorkerFailed
 from engine.generate import Generator
-from engine.options import PoolOptions
 from engine.pool import Pool
 from engine.request import GenerateRequest
 from server.settings import DEMO_BUNDLE
+from tests.engine.faults import APPLE, OPTIONS, PATIENCE, Constant, all_warm, picture, pids, restarts, running, until
 from tests.engine.simple import SimpleBackend, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PATIENCE = 120.0  # seconds for what should take one or two
-APPLE = GenerateRequest("apple", seed=1)
-# Slow enough that a busy machine is not taken for a dead worker; and all batch sizes are measured.
-OPTIONS = PoolOptions(capacity=64, heartbeat=4.0, hang=10.0, warmup=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -51,56 +42,10 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> SimpleBackend:
     return SimpleBackend(0.01, faults, tmp_path_factory.mktemp("hang") / "hung")  # type: ignore[arg-type]
 
 
-@asynccontextmanager
-async def running(
-    bundle: Bundle, make: Callable[[], SimpleBackend], workers: int, options: PoolOptions
-) -> AsyncIterator[Pool]:
-    pool = Pool(bundle, [make] * workers, options)
-    try:
-        await asyncio.wait_for(pool.start(), PATIENCE)
-        yield pool
-    finally:
-        await pool.close(PATIENCE)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool(bundle: Bundle, backend: SimpleBackend) -> AsyncGenerator[Pool, None]:
     async with running(bundle, Constant(backend), 2, OPTIONS) as pool:
         yield pool
-
-
-class Constant:
-    """A factory that can be pickled."""
-
-    def __init__(self, backend: SimpleBackend) -> None:
-        self._backend = backend
-
-    def __call__(self) -> SimpleBackend:
-        return self._backend
-
-
-async def picture(pool: Pool, request: GenerateRequest, name: str) -> Picture:
-    events = [event async for event in pool.submit(request, name)]
-    assert isinstance(events[-1], Picture)
-    return events[-1]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def all_warm(pool: Pool) -> bool:
-    return all(worker.state == "warm" for worker in pool.stats().workers)
-
-
-def pids(pool: Pool) -> list[int]:
-    return [worker.pid for worker in pool._workers if worker.pid is not None]
-
-
-def restarts(pool: Pool) -> int:
-    return sum(worker.restarts for worker in pool.stats().workers)
 
 
 async def under_load(pool: Pool, expected: Generator, fault: Callable[[], None], rounds: int, seed: int) -> None:
@@ -244,125 +189,6 @@ async def test_cancelled_requests_leave_nothing_behind(pool: Pool) -> None:
     # A picture or a sample left of each would be some 50 MB.
     grown = sum(worker.memory_bytes for worker in after.workers) - sum(worker.memory_bytes for worker in before.workers)
     assert grown < 40e6
-
-
-async def test_a_deadline_passes_even_if_no_worker_says_so(bundle: Bundle) -> None:
-    options = replace(OPTIONS, heartbeat=PATIENCE)
-    async with running(bundle, Constant(SimpleBackend()), 1, options) as pool:
-        [pid] = pids(pool)
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(DeadlineMissed):
-                await picture(pool, replace(APPLE, timeout=0.5), "late")
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        await picture(pool, APPLE, "apple")
-
-
-async def test_draining_finishes_what_runs(bundle: Bundle) -> None:
-    async with running(bundle, Constant(SimpleBackend(0.01)), 1, OPTIONS) as pool:
-        tasks = [asyncio.create_task(picture(pool, replace(APPLE, seed=i), str(i))) for i in range(8)]
-        await asyncio.sleep(0)
-        closing = asyncio.create_task(pool.close(PATIENCE))
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded) as refusal:
-            await picture(pool, APPLE, "new")
-        assert refusal.value.reason == "draining"
-        assert len(await asyncio.gather(*tasks)) == 8
-        await closing
-        assert not pool.ready
-
-
-async def test_grace_ends(bundle: Bundle) -> None:
-    async with running(bundle, Constant(SimpleBackend(0.5)), 1, replace(OPTIONS, warmup=0.0)) as pool:
-        stream = pool.submit(replace(APPLE, steps=8, previews=7), "long")
-        await anext(stream)
-        waiting = asyncio.ensure_future(anext_error(stream))
-        await pool.close(0.0)
-        assert isinstance(await waiting, Overloaded)
-
-
-async def anext_error(stream: AsyncGenerator[object, None]) -> BaseException | None:
-    try:
-        async for _ in stream:
-            pass
-    except Exception as error:
-        return error
-    return None
-
-
-async def test_what_never_loads_is_reported(bundle: Bundle) -> None:
-    pool = Pool(bundle, [Constant(SimpleBackend(loading="refused"))])
-    with pytest.raises(CompileError, match="refused"):
-        await asyncio.wait_for(pool.start(), PATIENCE)
-    await pool.close(0.0)
-
-
-async def test_hanging_while_loading_is_reported(bundle: Bundle) -> None:
-    pool = Pool(bundle, [Constant(SimpleBackend(loading="hangs"))], replace(OPTIONS, load=1.0))
-    with pytest.raises(WorkerFailed, match="died 3 times while loading"):
-        await asyncio.wait_for(pool.start(), PATIENCE)
-    await pool.close(0.0)
-
-
-SERVER = """
-import asyncio
-from engine.bundle import Bundle
-from engine.options import PoolOptions
-from engine.pool import Pool
-from engine.request import GenerateRequest
-from server.settings import DEMO_BUNDLE
-from tests.engine.simple import SimpleBackend
-
-async def main():
-    pool = Pool(Bundle.load(DEMO_BUNDLE), [SimpleBackend] * 2, PoolOptions(warmup=0.1))
-    await pool.start()
-    while any(worker.state != "warm" for worker in pool.stats().workers):
-        await asyncio.sleep(0.01)
-    print(*(worker.pid for worker in pool._workers), flush=True)
-    number = 0
-    while True:
-        number += 1
-        async for _ in pool.submit(GenerateRequest("apple", seed=number), str(number)):
-            pass
-
-asyncio.run(main())
-"""
-
-
-async def test_a_killed_server_leaves_no_orphan_and_no_named_memory() -> None:
-    await asyncio.to_thread(kill_a_server)
-
-
-def kill_a_server() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert server.stdout is not None
-        workers = [psutil.Process(int(pid)) for pid in server.stdout.readline().split()]
-        assert len(workers) == 2
-        for worker in workers:
-            mapped = {region.path for region in worker.memory_maps()}
-            assert any(path.startswith("/memfd:pixart") for path in mapped)
-            assert not any(path.startswith("/dev/shm/") for path in mapped)
-        workers[1].suspend()  # not even one that cannot notice stays
-        server.kill()
-        server.wait()
-        end = time.monotonic() + PATIENCE
-        while any(alive(worker) for worker in workers):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-    finally:
-        server.kill()
-        server.wait()
-
-
-def alive(process: psutil.Process) -> bool:
-    """Without its parent, nobody but the system's first process waits for a dead one; until then it is a zombie."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import T5Config
 
+from benchmarks.fullsize import SD_VAE
 from models.config import DiTConfig, LatentConfig
 from models.controlnet import ControlNetTransformer
 from models.dit import DiT
@@ -21,15 +22,6 @@ from models.edges import SoftEdge
 from models.export import Card, Parts, export_bundle
 from models.text import TextEncoder
 from tests.export.tiny import tiny_config, write_tokenizer
-
-VAE = {
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-}
 
 
 def write_bundle(folder: Path, control: bool) -> None:
@@ -41,7 +33,7 @@ def write_bundle(folder: Path, control: bool) -> None:
         dit=dit_config,
         latent=LatentConfig(mean=(0.0,) * 4, std=(1 / 0.18215,) * 4),
         controlnet_depth=13 if control else 0,
-        vae=VAE,
+        vae=SD_VAE,
     )
     dit = DiT(dit_config).requires_grad_(False)
     for parameter in dit.parameters():
@@ -51,7 +43,7 @@ def write_bundle(folder: Path, control: bool) -> None:
         config,
         TextEncoder(T5Config(**config.text), dit_config.width).requires_grad_(False),
         dit,
-        AutoencoderKL(**VAE).requires_grad_(False),
+        AutoencoderKL(**SD_VAE).requires_grad_(False),
         ControlNetTransformer(dit, 13).requires_grad_(False) if control else None,
         SoftEdge() if control else None,
     )
