@@ -15,7 +15,7 @@ from models.checkpoints.build import build
 from training import config as recipes
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
-from training.loop import LoopConfig, averaged_weights, run
+from training.loop import LoopConfig, averaged_weights, run, save_atomically
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
 from training.precision import mixed_precision
@@ -133,11 +133,28 @@ def sample_captions(data: emoji.EmojiSet, groups: Sequence[str], count: int) -> 
     return [captions.canonical(seen[i * len(seen) // count], names[i % len(names)]) for i in range(count)]
 
 
+def adopt(bundle: Path, folder: Path) -> None:
+    """Lay out a bundle's tokenizer and autoencoder as if the stages of the run in `folder` had made them.
+
+    What the run has already is kept.
+
+    Raises:
+        CheckpointError: a file of the bundle is missing or damaged, or is not what the manifest describes.
+    """
+    checkpoint = load_native(bundle)
+    tokenizer, vae = folder / "tokenizer.json", folder / "vae" / "checkpoint.pt"
+    if not vae.exists():
+        weights = {f"module.vae.{name}": value.float() for name, value in checkpoint.vae.items()}
+        save_atomically({"average": weights}, vae)
+    if not tokenizer.exists():
+        shutil.copyfile(checkpoint.tokenizer, tokenizer)
+
+
 def start_from(bundle: Path, model: TextToLatents) -> None:
     """Copy the text encoder and the DiT of a finished bundle into `model`.
 
-    They are a student's, which the ε loss soon turns into a teacher again, and they may belong to another autoencoder,
-    whose latents are relearnt; what they know of words, shapes and colours stays.
+    They are a student's, which the ε loss soon turns into a teacher again. If the run has another autoencoder than the
+    bundle, its latents are relearnt; what is known of words, shapes and colours stays.
 
     Raises:
         CheckpointError: a file of the bundle is missing or damaged, or is not what the manifest describes.
@@ -158,13 +175,12 @@ def load(folder: Path, space: Workspace) -> TextToLatents:
 def main() -> None:
     """The stage's command."""
     parser = recipes.command_line("Train the base DiT and its text encoder.")
-    parser.add_argument("--init", type=Path, help="start from this bundle's tokenizer, text encoder and DiT")
+    parser.add_argument("--init", type=Path, help="start from this bundle's weights")
     args = parser.parse_args()
     recipe = recipes.read(args.config)
     config = recipes.parse(BaseConfig, recipe["base"], "base")
-    tokenizer = args.runs / recipe["name"] / "tokenizer.json"
-    if args.init and not tokenizer.exists():
-        shutil.copyfile(load_native(args.init).tokenizer, tokenizer)
+    if args.init:
+        adopt(args.init, args.runs / recipe["name"])
     space = Workspace.open(recipe, args.runs)
     stage = BaseStage(space, config)
     if args.init:

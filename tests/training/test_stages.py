@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from models.checkpoints import load_native
 from tests.training.conftest import draw_pictures, write_recipe
 from training import config as recipes
-from training.base import snr_weight, start_from
+from training.base import adopt, snr_weight, start_from
+from training.loop import averaged_weights
 from training.model import ModelShape, TextToLatents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,7 +136,7 @@ def test_a_bundle_gets_a_new_control_branch(tmp_path: Path) -> None:
     assert "objective" in refused.stderr
 
 
-def test_a_base_starts_from_a_bundle() -> None:
+def test_a_base_starts_from_a_bundle(tmp_path: Path) -> None:
     shape = recipes.parse(ModelShape, recipes.read(EMOJI_RECIPE)["model"], "model")
     model = TextToLatents(shape, 128)
     start_from(DEMO_BUNDLE, model)
@@ -144,6 +145,12 @@ def test_a_base_starts_from_a_bundle() -> None:
         for name, value in part.state_dict().items():
             torch.testing.assert_close(value, expected[name].float(), rtol=0, atol=0)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+    adopt(DEMO_BUNDLE, tmp_path)
+    for name, value in averaged_weights(tmp_path / "vae", "vae.").items():
+        torch.testing.assert_close(value, shipped.vae[name].float(), rtol=0, atol=0)
+    assert len(averaged_weights(tmp_path / "vae", "vae.")) == len(shipped.vae)
+    assert (tmp_path / "tokenizer.json").read_bytes() == shipped.tokenizer.read_bytes()
 
     with pytest.raises(RuntimeError, match=r"blocks\.3"):
         start_from(DEMO_BUNDLE, TextToLatents(replace(shape, depth=3), 128))
