@@ -2,7 +2,8 @@
 
 Tolerances are in units of float16's rounding, 2^-11. A product in half precision rounds both operands and its result;
 rounding errors of the layers are independent and meet in residual streams that are kept in single, so that the
-relative error of a module stays near one unit however deep it is: at most 2 are allowed (root mean square).
+relative error of a module stays near one unit however deep it is: at most 2 are allowed (root mean square). Pictures
+are whole numbers, which hide most errors and magnify the rest; there at most one pixel value in ten may differ, by 1.
 """
 
 import re
@@ -22,11 +23,16 @@ from models.export.half import SINGLE_OPERATIONS, GraphPrecision, typed_graph
 from tests.export.half import relative_error, session
 
 DEMO = Path("models/zoo/emoji")
+UNITS = 2.0
+LEVELS = 0.1
 GRAPHS = ["text_encoder", "denoiser", "vae_decoder", "denoiser_control", "vae_encoder", "edge_detector"]
 
 
 class Compared:
-    """A module that runs both graphs, notes how far they are apart, and gives back what the fp32 one says."""
+    """A module that runs both graphs, and gives back what the fp32 one says.
+
+    It notes how far they are apart, as a share of what is allowed.
+    """
 
     def __init__(self, source: Source, reference: Module, errors: dict[str, list[float]]) -> None:
         self._source, self._reference = source, reference
@@ -39,8 +45,11 @@ class Compared:
         for result, want in zip(self._half.run(list(expected), dict(ready)), expected.values(), strict=True):
             assert result.dtype == want.dtype and result.shape == want.shape
             if want.dtype == np.uint8:
-                assert np.abs(result.astype(int) - want).max() <= 1
-            self._errors.append(relative_error(result.astype(np.float64), want))
+                difference = np.abs(result.astype(int) - want)
+                assert difference.max() <= 1
+                self._errors.append(difference.mean() / LEVELS)
+            else:
+                self._errors.append(relative_error(result, want) / UNITS)
         return expected
 
 
@@ -73,7 +82,7 @@ def test_every_module_of_the_demo_rounds_and_no_more_on_what_it_meets_in_use() -
     print({name: [f"{error:.2f}" for error in errors] for name, errors in backend.errors.items()})
     assert set(backend.errors) == set(GRAPHS)
     for name, errors in backend.errors.items():
-        assert errors and max(errors) <= 2, name
+        assert errors and max(errors) <= 1, name
         assert name == "edge_detector" or max(errors) > 0, f"{name} was not rounded at all: is it half?"
 
 
@@ -170,7 +179,7 @@ def test_text_states_past_the_range_of_float16_are_no_harm(tmp_path: Path) -> No
     inputs = {"ids": np.random.default_rng(0).integers(0, 1000, (2, 24)), "mask": np.ones((2, 24), np.bool_)}
     result, expected, peak = run_both(path, inputs)
     assert 65504 < peak < 64 * 65504, "plain half precision would hold this"
-    assert relative_error(result, expected) <= 2
+    assert relative_error(result, expected) <= UNITS
 
 
 def test_autoencoder_residuals_past_the_range_of_float16_are_no_harm(tmp_path: Path) -> None:
