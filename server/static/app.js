@@ -5,11 +5,11 @@ import {Live} from "./live.js";
 
 const EXAMPLES = [
   "a red apple on a blue background",
-  "a hamburger on a purple background",
-  "a strawberry on a white background",
-  "a lemon on a purple background",
-  "a peach on a green background",
-  "a cookie on a red background",
+  "a panda on a purple background",
+  "a hamburger on a brown background",
+  "a cactus on a blue background",
+  "a polar bear on a teal background",
+  "a pineapple on a gray background",
 ];
 const TYPING_PAUSE = 150; // milliseconds
 const SETTLED = 500; // after the last picture, it goes into the history and is announced
