@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.checkpoints.build import Modules
+from models.checkpoints import load_native
+from models.checkpoints.build import Modules, build
 from models.checkpoints.writer import write_safetensors
 from models.controlnet import ControlledDiT, ControlNetTransformer
 from models.dit import DiT
@@ -209,6 +210,7 @@ def main() -> None:
     """The stage's command."""
     parser = recipes.command_line("Train the control branch on the frozen base, or on the frozen student.")
     parser.add_argument("--bundle", type=Path, help="train on this bundle's student instead of the run's stages")
+    parser.add_argument("--init", type=Path, help="start from this bundle's branch")
     parser.add_argument("--out", type=Path, help="also write the branch to this safetensors file, in half precision")
     args = parser.parse_args()
     recipe = recipes.read(args.config)
@@ -222,7 +224,13 @@ def main() -> None:
         space = Workspace.open(recipe, args.runs)
         base = base_stage.load(space.folder / "base", space)
         student = distill_stage.load(space.folder / "distill", base)
-    run(ControlStage(space, base, student, config), config.loop, space.folder / "controlnet")
+    stage = ControlStage(space, base, student, config)
+    if args.init:
+        branch = build(load_native(args.init)).controlnet
+        if branch is None:
+            parser.error(f"--init: {args.init} has no control branch")
+        stage.model.load_state_dict(branch.state_dict())
+    run(stage, config.loop, space.folder / "controlnet")
     if args.out:
         write_safetensors(args.out, averaged_weights(space.folder / "controlnet"), torch.float16)
 

@@ -130,6 +130,13 @@ def test_a_bundle_gets_a_new_control_branch(tmp_path: Path) -> None:
     assert {name: value.shape for name, value in trained.items()} == {n: v.shape for n, v in shipped.items()}
     assert trained["after_proj.0.weight"].abs().sum() > 0
 
+    again = tmp_path / "again.safetensors"
+    recipe.write_text(recipe.read_text().replace("lr = 1e-3", "lr = 0.0").replace('name = "emoji"', 'name = "again"'))
+    extra = ["--bundle", str(DEMO_BUNDLE), "--init", str(DEMO_BUNDLE), "--out", str(again)]
+    subprocess.run([*command("controlnet", recipe, runs), *extra], check=True, env=ENVIRONMENT)
+    for name, value in load_file(again).items():
+        torch.testing.assert_close(value.float(), shipped[name].float(), rtol=1e-3, atol=1e-6)
+
     recipe.write_text(recipe.read_text().replace("consistency", "epsilon"))
     refused = subprocess.run([*command("controlnet", recipe, runs), *extra], capture_output=True, text=True)
     assert refused.returncode == 2
