@@ -49,7 +49,9 @@ class Muon(optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 gradient = parameter.grad
-                average = self.state[parameter].setdefault("momentum", torch.zeros_like(gradient))
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(gradient)
+                average = self.state[parameter]["momentum"]
                 average.lerp_(gradient, 1 - group["momentum"])
                 update = gradient.lerp(average, group["momentum"]).flatten(1)
                 alike[update.shape].append((parameter, update))
@@ -58,7 +60,7 @@ class Muon(optim.Optimizer):
                 rate = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
                 for (parameter, _), direction in zip(members, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.sub_(direction.view_as(parameter), alpha=rate)
+                    parameter.sub_(direction.reshape(parameter.shape), alpha=rate)
 
 
 def muon_and_adamw(

@@ -38,13 +38,14 @@ def test_the_update_is_that_of_torch() -> None:
         assert (left - right).norm() < 0.05 * moved
 
 
-def test_a_kernel_moves_as_its_matrix_does() -> None:
-    kernel = nn.Parameter(torch.randn(6, 4, 3, 3))
-    matrix = nn.Parameter(kernel.detach().reshape(6, 36).clone())
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 2, 3, 3)])
+def test_a_kernel_moves_as_its_matrix_does(shape: tuple[int, ...]) -> None:
+    kernel = nn.Parameter(torch.randn(shape))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
     optimizer = Muon([kernel, matrix], lr=0.02)
     for _ in range(3):
-        kernel.grad = torch.randn(6, 4, 3, 3)
-        matrix.grad = kernel.grad.reshape(6, 36).clone()
+        kernel.grad = torch.randn(shape)
+        matrix.grad = kernel.grad.flatten(1).clone()
         optimizer.step()
     torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach())
 
