@@ -27,10 +27,13 @@ class SoftEdge(nn.Module):
         # [6, 1, 5, 5]: horizontal and vertical derivative for each of three channels.
         self.register_buffer("kernels", torch.stack([across, across.T]).repeat(3, 1, 1)[:, None], persistent=False)
 
+    def derivatives(self, colors: Tensor) -> Tensor:
+        """Blurred horizontal and vertical derivatives [B, 3, 2, H, W] of colours [B, 3, H, W] in 0..1."""
+        padded = F.pad(colors, (2, 2, 2, 2), mode="replicate")
+        return F.conv2d(padded, self.kernels, groups=3).unflatten(1, (3, 2))
+
     def forward(self, image: Tensor) -> Tensor:
         colors = image.permute(0, 3, 1, 2).to(self.kernels.dtype) / 255.0
-        padded = F.pad(colors, (2, 2, 2, 2), mode="replicate")
-        derivatives = F.conv2d(padded, self.kernels, groups=3).unflatten(1, (3, 2))
-        magnitude = derivatives.square().sum(dim=2).sqrt().amax(dim=1)
+        magnitude = self.derivatives(colors).square().sum(dim=2).sqrt().amax(dim=1)
         edges = (magnitude * (255.0 * self.gain)).clamp(max=255.0).round().to(torch.uint8)
         return edges[..., None].expand(-1, -1, -1, 3)

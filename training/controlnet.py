@@ -5,45 +5,56 @@ Copies of the first blocks learn to draw along an edge map (PixArt-δ, section 3
 * `objective = "epsilon"`: under the frozen base and the usual ε loss; the result is used, unchanged, with the student;
 * `objective = "consistency"`: under the frozen student, whose jump to the clean picture is drawn to the true one by the
   distillation's pseudo-Huber loss. No teacher is needed, so with `--bundle FOLDER` it trains a branch for a finished
-  model, which `--out FILE` then writes as safetensors.
+  model, which `--out FILE` then writes as safetensors. Two aids, each off unless the recipe asks for it, teach what a
+  sampler of few steps needs: `rollout` starts from latents of the student's own sampling, `feedback` judges the edges
+  of the decoded jump.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from models.checkpoints import load_native
 from models.checkpoints.build import Modules, build
 from models.checkpoints.writer import write_safetensors
+from models.consistency import consistency_step
 from models.controlnet import ControlledDiT, ControlNetTransformer
 from models.dit import DiT
-from models.edges import SoftEdge
 from models.pipeline import Pipeline
 from training import base as base_stage
 from training import config as recipes
 from training import distill as distill_stage
 from training.base import snr_weight
+from training.control_pairs import as_pictures, encode, encode_pairs, soft_edge_maps
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
 from training.distill import consistency_function, pseudo_huber
-from training.loop import LoopConfig, averaged_weights, run, step_generator
+from training.feedback import EdgeFeedback
+from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
 from training.precision import mixed_precision
 from training.sampling import seeded_noise, to_pictures, tokenize
-from training.vae import augment, fingerprint
 from training.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """`views`: how many zoomed, shifted and mirrored views of every picture are encoded beforehand."""
+    """How the branch is trained.
+
+    Attributes:
+        views: zoomed, shifted and mirrored views of every picture, encoded beforehand.
+        drop_caption: share of captions left empty.
+        rollout: share of updates whose noisy latents come from sampling with the branch as it is, instead of from
+            true pictures, so that it learns to mend what its own earlier steps have drawn.
+        feedback: weight of the decoded jump's edges (`training.feedback`), for `feedback_batch` pictures a step.
+    """
 
     loop: LoopConfig
     views: int = 4
@@ -51,61 +62,23 @@ class ControlConfig:
     snr_clip: float = 5.0
     objective: Literal["epsilon", "consistency"] = "epsilon"
     huber: float = 1e-3
+    rollout: float = 0.0
+    rollout_steps: int = 4
+    feedback: float = 0.0
+    feedback_batch: int = 4
 
-
-def to_bytes(pictures: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] in -1..1 → uint8 [B, H, W, 3]."""
-    return ((pictures + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-
-
-@torch.no_grad()
-def control_latents(space: Workspace, pictures: Tensor) -> Tensor:
-    """Normalised latents of the soft edges of pictures [B, 3, H, W] in -1..1."""
-    edges = SoftEdge()(to_bytes(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return encode(space, edges)
-
-
-@torch.no_grad()
-def encode(space: Workspace, pictures: Tensor) -> Tensor:
-    """Normalised latents of pictures [B, 3, H, W] in -1..1."""
-    with mixed_precision():
-        raw = space.vae.encode(pictures).latent_dist.mean.float()
-    mean = torch.tensor(space.latents.config.mean)[:, None, None]
-    std = torch.tensor(space.latents.config.std)[:, None, None]
-    return (raw - mean) / std
+    def __post_init__(self) -> None:
+        if self.objective == "epsilon" and (self.rollout or self.feedback):
+            raise ValueError('rollout and feedback judge jumps to clean pictures: they need objective = "consistency"')
 
 
 @dataclass(frozen=True)
-class ControlPairs:
-    """Latents of pictures and of their edges, both float16 [N, 4, h, w], with subject and colour indices [N, 2]."""
+class Condition:
+    """What a batch is drawn from: `caption` [B, L, width] with `mask` [B, L], `control` latents [B, 4, h, w]."""
 
-    pictures: Tensor
-    edges: Tensor
-    pairs: Tensor
-
-
-def encode_pairs(space: Workspace, views: int, store: Path) -> ControlPairs:
-    """Encode `views` augmented views of every picture that is not held out, or read them back."""
-    key = f"{fingerprint(space.vae)}/{views}"
-    if store.exists():
-        saved = torch.load(store, weights_only=True)
-        if saved["key"] == key:
-            return ControlPairs(saved["pictures"], saved["edges"], saved["pairs"])
-    seen = torch.tensor([i for i, s in enumerate(space.data.subjects) if not emoji.is_held_out_picture(s)])
-    colors = emoji.background_colors()
-    source = torch.from_numpy(space.data.pictures)
-    pictures, edges, pairs = [], [], []
-    for chunk in tqdm(range(views * len(seen) // 16), desc="encoding edges", mininterval=5):
-        generator = step_generator(1, chunk)
-        subject = seen[(torch.arange(16) + chunk * 16) % len(seen)]
-        color = torch.randint(len(colors), (16,), generator=generator)
-        shown = emoji.composite(augment(source[subject], generator), colors[color])
-        pictures.append(encode(space, shown).half())
-        edges.append(control_latents(space, shown).half())
-        pairs.append(torch.stack([subject, color], dim=1))
-    result = ControlPairs(torch.cat(pictures), torch.cat(edges), torch.cat(pairs))
-    torch.save({"key": key, "pictures": result.pictures, "edges": result.edges, "pairs": result.pairs}, store)
-    return result
+    caption: Tensor
+    mask: Tensor
+    control: Tensor
 
 
 class ControlStage:
@@ -118,6 +91,7 @@ class ControlStage:
         self.data = encode_pairs(space, config.views, space.folder / "control-latents.pt")
         self.model = ControlNetTransformer(self.frozen.dit, space.shape.controlnet_depth).requires_grad_(True)
         self.controlled = ControlledDiT(self.frozen.dit, self.model)
+        self.feedback = EdgeFeedback(space.vae, space.latents.config)
         self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
             self.model, config.loop.lr, embedding_lr=config.loop.lr, matrices=("blocks", "proj")
         )
@@ -133,24 +107,58 @@ class ControlStage:
             else captions.caption(space.data.subjects[subject], self.names[color], choice)
             for subject, color in self.data.pairs[index].tolist()
         ]
-        ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
         clean, control = self.data.pictures[index].float(), self.data.edges[index].float()
+        ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
+        with torch.no_grad(), mixed_precision():
+            caption = self.frozen.text(ids, mask)
+        condition = Condition(caption, mask, control)
         noise = torch.randn(clean.shape, generator=generator)
-        t = self._timesteps(len(texts), generator)
-        noisy = schedule.add_noise(clean, noise, t)
-        strength = torch.ones(len(texts))
+        if torch.rand((), generator=generator) < self.config.rollout:
+            noisy, t = self._own_latents(condition, noise, generator)
+        else:
+            t = self._timesteps(len(texts), generator)
+            noisy = schedule.add_noise(clean, noise, t)
+        eps = self._predict(noisy, t, condition)
+        if self.config.objective == "epsilon":
+            error = (eps - noise).square().mean(dim=(1, 2, 3))
+            weight = snr_weight(schedule.alphas_cumprod[t], self.config.snr_clip)
+            return (weight * error).mean(), {"eps_mse": error.mean().item()}
+        jump = consistency_function(schedule, noisy, eps, t)
+        loss = pseudo_huber(jump, clean, self.config.huber).mean()
+        figures = {"jump": loss.item()}
+        if self.config.feedback:
+            some = slice(self.config.feedback_batch)
+            edges = self.feedback(jump[some], self.data.maps[index[some]]).mean()
+            loss = loss + self.config.feedback * edges
+            figures["edges"] = edges.item()
+        return loss, figures
+
+    def _predict(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """ε [B, 4, h, w] in float32, the branch at full strength."""
+        strength = torch.ones(len(t))
         with mixed_precision():
-            with torch.no_grad():
-                caption = self.frozen.text(ids, mask)
-            eps = self.controlled(
-                noisy, t, caption, mask, self.frozen.position, control_latents=control, strength=strength
-            ).float()
-        error = (eps - noise).square().mean(dim=(1, 2, 3))
-        if self.config.objective == "consistency":
-            jump = consistency_function(schedule, noisy, eps, t)
-            return pseudo_huber(jump, clean, self.config.huber).mean(), {"eps_mse": error.mean().item()}
-        weight = snr_weight(schedule.alphas_cumprod[t], self.config.snr_clip)
-        return (weight * error).mean(), {"eps_mse": error.mean().item()}
+            eps: Tensor = self.controlled(
+                latents,
+                t,
+                condition.caption,
+                condition.mask,
+                self.frozen.position,
+                control_latents=condition.control,
+                strength=strength,
+            )
+        return eps.float()
+
+    @torch.no_grad()
+    def _own_latents(self, condition: Condition, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Where sampling from pure noise `latents` comes to at one of its steps, and that step's timestep [B]."""
+        schedule, batch = self.space.schedule, len(latents)
+        timesteps = schedule.timesteps(self.config.rollout_steps)
+        stop = int(torch.randint(len(timesteps), (), generator=generator))
+        for now, after in pairwise(timesteps[: stop + 1]):
+            eps = self._predict(latents, torch.full((batch,), now), condition)
+            coefficients = schedule.coefficients(now, after).expand(batch, -1)
+            latents, _ = consistency_step(latents, eps, coefficients, torch.randn(latents.shape, generator=generator))
+        return latents, torch.full((batch,), timesteps[stop])
 
     def _timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
         """Any timestep for ε; for consistency those of the student's training grid, half of them from its last fifth.
@@ -177,7 +185,7 @@ class ControlStage:
         color = torch.arange(len(held))
         shown = space.data.composite(torch.tensor(held), emoji.background_colors()[color])
         texts = [captions.canonical(space.data.subjects[i], self.names[c]) for i, c in zip(held, color, strict=True)]
-        edges = SoftEdge()(to_bytes(shown)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        edges = as_pictures(soft_edge_maps(shown))
         rows = [shown, edges]
         ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
         caption, noise = (
@@ -187,7 +195,7 @@ class ControlStage:
         pipeline = Pipeline(space.config, self.student.text, self.student.dit, space.vae, average)
         rows += [
             to_pictures(space, pipeline.denoise(caption, mask, noise, control, torch.ones(len(held))))
-            for control in (control_latents(space, shown), None)
+            for control in (encode(space, edges), None)
         ]
         return torch.stack(rows)
 
