@@ -1,6 +1,8 @@
 """The HTTP application: routes, and how they meet the engine."""
 
 import asyncio
+import gc
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -22,6 +24,8 @@ from server.security import page_policy
 from server.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
+# Seconds after which a thread that decodes or encodes has to let the loop in; Python's own 5 ms add up.
+SWITCH_INTERVAL = 0.001
 
 
 def create_app(
@@ -43,11 +47,15 @@ def create_app(
     realtime = Realtime(client, settings, metrics)
 
     def loaded(task: asyncio.Task[None]) -> None:
+        # What is here now stays. Full collections would stop the loop for tens of milliseconds to look at it again.
+        gc.collect()
+        gc.freeze()
         if not task.cancelled():
             on_loaded(task.exception())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        sys.setswitchinterval(SWITCH_INTERVAL)
         loading = asyncio.create_task(client.start())
         loading.add_done_callback(loaded)
         yield
