@@ -42,11 +42,6 @@ GUIDED = (14, 20)  # steps of PixArt-α with guidance to compare with
 Contender = Callable[[], object]
 
 
-def has_bf16() -> bool:
-    """Whether the processor computes in bfloat16."""
-    return machine.describe()["bf16"] != "no"
-
-
 def inputs_of(source: Source, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Random inputs of the module at `sizes`."""
     generator = np.random.default_rng(0)
@@ -208,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         flops = ConcreteGraph(sources["denoiser"].graph, sizes_at(options.size, options.size, TOKENS)).count().flops
         contenders = engine_contenders(sources, options.size, "f32") | peak_contender(torch.float32)
         contenders |= peer_contenders(config, options.size, torch.float32, compiled=False)
-        if has_bf16():
+        if machine.has_bf16():
             contenders |= engine_contenders(sources, options.size, "bf16") | peak_contender(torch.bfloat16)
             contenders |= peer_contenders(config, options.size, torch.bfloat16, compiled=True)
         else:

@@ -37,12 +37,16 @@ Contender = Callable[[str, int], dict[str, float]]
 
 
 def contenders(bundle: Bundle, steps: int) -> dict[str, Contender]:
-    """Name to a call that makes one picture and returns its stage times in seconds."""
+    """Name to a call that makes one picture and returns its stage times in seconds.
+
+    bfloat16 is left out where the processor has no arithmetic in it.
+    """
     found: dict[str, Contender] = {}
-    for precision in ("f32", "bf16"):
+    native = machine.has_bf16()
+    for precision in ("f32", "bf16") if native else ("f32",):
         generator = Generator(bundle, create("openvino", BackendOptions(precision=precision)))  # type: ignore[arg-type]
         found[f"engine, OpenVINO {precision}"] = _engine(generator, steps)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if native else (torch.float32,):
         pipeline = peer.load(bundle.folder, dtype)
         if dtype is torch.float32:
             check_same(bundle, pipeline)

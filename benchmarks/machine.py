@@ -19,3 +19,8 @@ def describe(*packages: str) -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bfloat16; elsewhere PyTorch emulates it, hundreds of times slower."""
+    return describe()["bf16"] != "no"

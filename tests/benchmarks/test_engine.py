@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import engine
+from benchmarks import engine, machine
 from tests.export.tiny import tiny_bundle
 
 TIMES = {
@@ -57,5 +57,5 @@ def test_the_command_times_every_contender(tmp_path: Path, capsys: pytest.Captur
     assert set(TIMES) <= set(result["seconds"]) and min(result["seconds"].values()) > 0
     assert {"demo picture", "demo warm start"} <= set(result["seconds"])
     printed = capsys.readouterr().out
-    assert ("bfloat16 rows are left out" in printed) is not engine.has_bf16()
+    assert ("bfloat16 rows are left out" in printed) is not machine.has_bf16()
     assert "OpenVINO f32: step, faster than diffusers float32" in printed
