@@ -39,12 +39,15 @@ def write_bundle(folder: Path, control: bool) -> None:
     for parameter in dit.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
+    branch = ControlNetTransformer(dit, 13).requires_grad_(False) if control else None
+    for parameter in branch.parameters() if branch else ():
+        parameter.add_(torch.randn_like(parameter), alpha=0.02)  # a trained branch is no copy, which would be kept once
     parts = Parts(
         config,
         TextEncoder(T5Config(**config.text), dit_config.width).requires_grad_(False),
         dit,
         AutoencoderKL(**SD_VAE).requires_grad_(False),
-        ControlNetTransformer(dit, 13).requires_grad_(False) if control else None,
+        branch,
         SoftEdge() if control else None,
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,11 @@ def test_xl_with_control_is_exported_and_compiled_within_memory(tmp_path: Path) 
     denoiser = next(module for module in report["modules"] if module["module"] == "denoiser")
     # One attention matrix of 1024x1024 would take 0.54 GB a sample: attention must be fused.
     assert denoiser["activation_bytes"] < 4 * 0.3 * GIGABYTE
-    assert denoiser["weight_bytes"] < 1.1 * bundle.manifest.files["weights/dit.safetensors"].bytes
+    files = bundle.manifest.files
+    base, branch = files["weights/dit.safetensors"].bytes, files["weights/controlnet.safetensors"].bytes
+    assert base < denoiser["weight_bytes"] < 1.1 * base
+    controlled = next(module for module in report["modules"] if module["module"] == "denoiser_control")
+    assert base + branch < controlled["weight_bytes"] < 1.1 * (base + branch)
     print(f"peak memory: export {export / GIGABYTE:.1f} GB, compiling {compiling / GIGABYTE:.1f} GB")
     # Weights are in memory in single precision while they are traced.
     assert export < 1.3 * 2 * weights + 2 * GIGABYTE
