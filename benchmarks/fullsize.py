@@ -196,10 +196,8 @@ class FullSize:
 
     def peak(self, name: str, pixels: int, width: int, *, fused_attention: bool = True) -> int:
         """Live memory of activations in bytes; it is the same for any number of blocks, from two on."""
-        graph = self.graph(
-            name, pixels, depth=3 if name == "denoiser_control" else 2, layers=2 if name == "text_encoder" else 1
-        )
-        return graph.peak(width, fused_attention=fused_attention)
+        blocks = {"denoiser_control": {"depth": 3}, "text_encoder": {"layers": 2}}.get(name, {})
+        return self.graph(name, pixels, **blocks).peak(width, fused_attention=fused_attention)
 
 
 def sizes_at(width: int, height: int, tokens: int, batch: int = 1) -> dict[str, int]:

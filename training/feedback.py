@@ -1,6 +1,6 @@
 """What the control branch is told about its own pictures' edges.
 
-Pixel-level cycle consistency of ControlNet++ (Li et al., 2024, section 3.2): decode the predicted picture, find its
+Pixel-level cycle consistency of ControlNet++ (Li et al., 2024): decode the predicted picture, find its
 edges, and compare them with those that were asked for. The loss in latents alone averages thin lines away.
 """
 
