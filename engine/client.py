@@ -77,13 +77,17 @@ Event = Preview | Picture
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """One worker, as the pool sees it. `memory_bytes` is its resident memory; counters only grow, over restarts too."""
+    """One worker, as the pool sees it. `memory_bytes` is its resident memory; counters only grow, over restarts too.
+
+    `precision` is what its backend computes in; empty until the first process is warm.
+    """
 
     name: str
     state: WorkerState
     restarts: int = 0
     running: int = 0
     memory_bytes: int = 0
+    precision: str = ""
 
 
 @dataclass(frozen=True)

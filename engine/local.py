@@ -20,6 +20,7 @@ from engine.client import (
     Overloaded,
     Picture,
     Preview,
+    WorkerState,
     WorkerStats,
 )
 from engine.manifest import Manifest
@@ -37,6 +38,7 @@ class LocalClient:
         self._capacity = capacity
         self._thread = ThreadPoolExecutor(1, "engine")
         self._pipeline: Pipeline | None = None
+        self._precision = ""  # known when it has loaded
         self._seconds = 0.1  # of a typical request, learnt while running
         self._running: OrderedDict[str, _Flight] = OrderedDict()
         self._cancelled = 0
@@ -50,7 +52,12 @@ class LocalClient:
     async def start(self) -> None:
         """See `EngineClient.start`."""
         loop = asyncio.get_running_loop()
-        self._pipeline = await loop.run_in_executor(self._thread, lambda: Pipeline(self._bundle, self._backend()))
+        self._pipeline = await loop.run_in_executor(self._thread, self._load)
+
+    def _load(self) -> Pipeline:
+        backend = self._backend()
+        self._precision = backend.precision
+        return Pipeline(self._bundle, backend)
 
     async def submit(self, request: GenerateRequest, request_id: str) -> AsyncGenerator[Event, None]:
         """See `EngineClient.submit`."""
@@ -88,10 +95,11 @@ class LocalClient:
     def stats(self) -> EngineStats:
         """See `EngineClient.stats`."""
         running = min(1, len(self._running))
+        state: WorkerState = "warm" if self.ready else "starting"
         return EngineStats(
             queued=len(self._running) - running,
             running=running,
-            workers=(WorkerStats("local", "warm" if self.ready else "starting", running=running),),
+            workers=(WorkerStats("local", state, running=running, precision=self._precision),),
             refusals={"queue_full": self._refused},
             cancelled=self._cancelled,
         )

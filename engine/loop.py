@@ -44,6 +44,7 @@ class Loop:
         self._shared = shared
         self._channel = channel
         self._prompts = PromptCache(prompt_cache_bytes)
+        self._since = 0.0  # when the last call ended, or the wait for work
         self._submits: dict[str, Submit] = {}  # by ticket
         self._computations: dict[str, _Computation] = {}  # by the ticket that began it
         self._run: dict[str, Callable[[Sequence[str]], None]] = {
@@ -68,6 +69,8 @@ class Loop:
             return
 
     def _take(self, message: Submit | Cancel) -> None:
+        if not self._submits:
+            self._since = time.monotonic()
         if isinstance(message, Submit):
             # Admission is work, too: whatever kills a worker while it reads a request is that request's doing.
             self._shared.board.begin([message.slot], 0.0)
@@ -98,7 +101,11 @@ class Loop:
         try:
             self._scheduler.admit(ticket, time.monotonic())
         except NotAdmitted as refusal:
-            self._channel.send(Refused(submit.number, refusal.reason, refusal.retry_after))
+            booked = 0.0
+            if refusal.reason == "deadline" and ticket.deadline is not None:
+                saved = self._scheduler.costs.seconds("text", shape) if ticket.encode.text else 0.0
+                booked = ticket.deadline + refusal.retry_after - saved
+            self._channel.send(Refused(submit.number, refusal.reason, refusal.retry_after, booked))
             return
         self._submits[id] = submit
         if self._scheduler.wanted(id):
@@ -122,7 +129,9 @@ class Loop:
         for id in work.ids:
             if id in self._computations:
                 self._computations[id].reached[work.stage] = now
-        pictures = self._scheduler.finish(work, now - start if clean else None, now)
+        # Predictions are of a busy device, and what the loop does between two calls keeps it just as busy.
+        pictures = self._scheduler.finish(work, now - self._since if clean else None, now)
+        self._since = now
         self._count()
         for finished in pictures:
             self._report(finished)

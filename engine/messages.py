@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.backends import Backend
+from engine.backends import Backend, Precision
 from engine.bundle import Bundle
 from engine.client import RefusalReason
 from engine.costs import CostModel
@@ -73,9 +73,10 @@ class Loading:
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """The worker is warm. `costs` is what was measured."""
+    """The worker is warm. `costs` is what was measured, `precision` what its backend computes in."""
 
     costs: CostModel
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Refused:
-    """The worker's scheduler did not admit the request; nothing was done."""
+    """The worker's scheduler did not admit the request; nothing was done.
+
+    `booked`: until when no request of its kind can be ready, even with a known prompt, if its deadline was the reason.
+    """
 
     number: int
     reason: RefusalReason
     retry_after: float
+    booked: float = 0.0
 
 
 @dataclass(frozen=True)

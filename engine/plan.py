@@ -24,13 +24,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes plans for one device. `worth` and `reserve`: see `Load`."""
+    """Makes plans for one device.
+
+    `worth` and `reserve`: see `Load`. Where several wait, everything counts as `stretch` times as long.
+    """
 
     costs: CostModel
     max_batch: int
     worth: float = 1.0
     reserve: float = 0.0
     limits: Mapping[tuple[Stage, Shape], int] = field(default_factory=dict)
+    stretch: float = 1.0
 
     def plan(self, flights: Sequence[Flight], now: float) -> Plan:
         """The first of these that keeps every deadline, or else the one that breaks the fewest.
@@ -63,6 +67,14 @@ class Planner:
         share = 1.0 - self.reserve
         return any(plan.ready[flight.id] - now > share * (flight.deadline - now) for flight in plan.order)
 
+    def in_turn(self, flights: Sequence[Flight], now: float) -> Plan:
+        """What becomes of them earliest deadline first, nobody put off; elastic requests are cut short if it helps."""
+        urgent = sorted(flights, key=lambda flight: flight.urgency)
+        plan = self.foresee(urgent, now)
+        if plan.late and any(flight.steps_left() > flight.steps_left(cut=True) for flight in flights):
+            plan = self.foresee(urgent, now, cut=True)
+        return plan
+
     def foresee(
         self, order: Sequence[Flight], now: float, cut: bool = False, alone: bool = False, skip: bool = False
     ) -> Plan:
@@ -71,6 +83,7 @@ class Planner:
         With `skip`, those that would be late are put last, so that they make nobody else late.
         """
         waiting = len(order)
+        stretch = (1.0 + MARGIN) * (self.stretch if waiting > 1 else 1.0)
         groups: dict[Shape, list[Flight]] = {}
         for flight in order:
             if flight.stage != "decode":
@@ -89,7 +102,7 @@ class Planner:
                 size = 1 if alone and not ready else sizes[shape]
                 groups[shape] = group = [flight for flight in groups[shape] if flight.id not in seen]
                 members = group[:size]
-            times = self._times(members, clock, cut)
+            times = self._times(members, clock, cut, stretch)
             if skip and times[members.index(lead)] > lead.deadline:
                 put_off.append(lead)
                 seen.add(lead.id)
@@ -99,13 +112,13 @@ class Planner:
                 seen.add(flight.id)
             clock = times[-1]
         for flight in put_off:
-            clock = ready[flight.id] = self._times([flight], clock, cut)[0]
+            clock = ready[flight.id] = self._times([flight], clock, cut, stretch)[0]
         late = frozenset(flight.id for flight in order if ready[flight.id] > flight.deadline)
         if put_off:
             order = [flight for flight in order if flight not in put_off] + put_off
         return Plan(order, ready, late, cut, alone)
 
-    def _times(self, members: Sequence[Flight], now: float, cut: bool) -> list[float]:
+    def _times(self, members: Sequence[Flight], now: float, cut: bool, stretch: float) -> list[float]:
         """When each of a group is ready: all that comes before decoding, then one decoding after the other.
 
         Steps are charged at the full batch's price, because somebody takes the place of whoever leaves it.
@@ -114,7 +127,6 @@ class Planner:
         decode = costs.seconds("decode", shape)
         step = costs.seconds("denoise", shape, len(members)) / len(members)
         seconds = sum(flight.seconds_besides(costs) - decode + flight.steps_left(cut) * step for flight in members)
-        stretch = 1.0 + MARGIN
         return [now + stretch * (seconds + (index + 1) * decode) for index in range(len(members))]
 
     def call(self, plan: Plan) -> Work:

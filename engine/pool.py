@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from engine.backends import Backend
 from engine.bundle import Bundle
@@ -22,6 +22,7 @@ from engine.client import (
     RefusalReason,
     WorkerFailed,
 )
+from engine.delivery import Delivery, Place
 from engine.manifest import Manifest
 from engine.messages import Cancel, Done, Ended, FromWorker, Refused, Submit, Unfinished
 from engine.options import PoolOptions
@@ -33,36 +34,6 @@ log = logging.getLogger(__name__)
 LEAST_RETRY = 0.1  # seconds; a client that comes back sooner would only be refused again
 DRAINING_RETRY = 1.0  # seconds; by then another server should have taken over
 LATE = 0.25  # seconds that a worker is given to say itself that a request missed its deadline
-
-
-@dataclass(eq=False)
-class _Flight:
-    """A request on its way. `deaths`: workers that died while working on it; `replays`: all that died having it."""
-
-    number: int
-    request_id: str
-    job: Job
-    submitted: float
-    events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
-    shown: set[int] = field(default_factory=set)  # steps whose previews were delivered
-    deaths: int = 0
-    replays: int = 0
-    over: bool = False
-
-    def tell(self, event: Event | Exception) -> None:
-        """Deliver; a picture or an error is the last event."""
-        if not self.over:
-            self.over = not isinstance(event, Preview)
-            self.events.put_nowait(event)
-
-
-@dataclass(eq=False)
-class _Place:
-    """A request in a worker: its slot there, and the seconds that it was expected to add."""
-
-    flight: _Flight
-    slot: int
-    seconds: float
 
 
 class Pool:
@@ -82,9 +53,9 @@ class Pool:
             for index, backend in enumerate(backends)
         ]
         # By worker, in the order in which they got them, by number.
-        self._places: dict[Supervisor, dict[int, _Place]] = {worker: {} for worker in self._workers}
-        self._flights: dict[str, _Flight] = {}
-        self._waiting: list[_Flight] = []  # for a worker to get ready, or for a slot
+        self._places: dict[Supervisor, dict[int, Place]] = {worker: {} for worker in self._workers}
+        self._deliveries: dict[str, Delivery] = {}
+        self._waiting: list[Delivery] = []  # for a worker to get ready, or for a slot
         self._numbers = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._started: asyncio.Future[None] | None = None
@@ -119,35 +90,35 @@ class Pool:
 
     async def submit(self, request: GenerateRequest, request_id: str) -> AsyncGenerator[Event, None]:
         """See `EngineClient.submit`. Between a worker's death and its restart requests wait; they are not refused."""
-        flight = self._admit(request, request_id)
+        delivery = self._admit(request, request_id)
         try:
             while True:
-                event = await self._next(flight)
+                event = await self._next(delivery)
                 if isinstance(event, Exception):
                     raise event
                 yield event
                 if isinstance(event, Picture):
                     return
         finally:
-            self._leave(flight)
+            self._leave(delivery)
 
     def cancel(self, request_id: str) -> bool:
         """See `EngineClient.cancel`."""
-        flight = self._flights.get(request_id)
-        if flight is None or flight.over:
+        delivery = self._deliveries.get(request_id)
+        if delivery is None or delivery.over:
             return False
         self._cancelled += 1
-        self._recall(flight)
-        flight.tell(Cancelled(request_id))
+        self._recall(delivery)
+        delivery.tell(Cancelled(request_id))
         return True
 
     def stats(self) -> EngineStats:
         """See `EngineClient.stats`."""
         workers = tuple(worker.stats for worker in self._workers)
-        running = min(len(self._flights), sum(worker.running for worker in workers))
+        running = min(len(self._deliveries), sum(worker.running for worker in workers))
         prompts = [worker.prompts for worker in self._workers]
         return EngineStats(
-            queued=len(self._flights) - running,
+            queued=len(self._deliveries) - running,
             running=running,
             workers=workers,
             refusals=dict(self._refusals),
@@ -161,15 +132,15 @@ class Pool:
     async def close(self, grace: float) -> None:
         """See `EngineClient.close`. What does not get ready in time ends with Overloaded: it may be tried elsewhere."""
         self._closing = True
-        if self._flights:
+        if self._deliveries:
             self._idle.clear()
             try:
                 await asyncio.wait_for(self._idle.wait(), grace)
             except TimeoutError:
-                log.warning("%d requests are given up", len(self._flights))
-        for flight in list(self._flights.values()):
-            self._recall(flight)
-            flight.tell(self._refuse("draining", DRAINING_RETRY))
+                log.warning("%d requests are given up", len(self._deliveries))
+        for delivery in list(self._deliveries.values()):
+            self._recall(delivery)
+            delivery.tell(self._refuse("draining", DRAINING_RETRY))
         for worker in self._workers:
             worker.close()
         await asyncio.gather(*self._tasks)
@@ -192,32 +163,35 @@ class Pool:
         """See `engine.supervisor.Owner`."""
         assert isinstance(message, Unfinished | Done | Refused | Ended)
         place = self._places[worker][message.number]
-        flight, size = place.flight, place.flight.job.size
+        delivery, size = place.delivery, place.delivery.job.size
         if isinstance(message, Unfinished):
-            if message.step not in flight.shown and not flight.over:
-                flight.shown.add(message.step)
+            if message.step not in delivery.shown and not delivery.over:
+                delivery.shown.add(message.step)
                 image = worker.shared.picture(place.slot, size, message.step).copy()
-                flight.tell(Preview(message.step, flight.job.steps, image))
+                delivery.tell(Preview(message.step, delivery.job.steps, image))
             return
-        if isinstance(message, Done) and not flight.over:
+        if isinstance(message, Done) and not delivery.over:
             picture = Picture(
                 worker.shared.picture(place.slot, size).copy(),
-                flight.job.seed,
+                delivery.job.seed,
                 message.steps,
                 message.timings,
                 message.truncated,
                 message.cached,
-                flight.replays,
+                delivery.replays,
                 worker.name,
             )
-            flight.tell(picture)
+            delivery.tell(picture)
         elif isinstance(message, Refused):
             # A replay was begun, so it cannot be said that nothing was done.
-            late = message.reason == "deadline" and flight.replays > 0
-            flight.tell(DeadlineMissed() if late else self._refuse(message.reason, message.retry_after))
+            late = message.reason == "deadline" and delivery.replays > 0
+            if message.reason == "deadline":
+                worker.booked.note(delivery.job, message.booked)
+            delivery.tell(DeadlineMissed() if late else self._refuse(message.reason, message.retry_after))
         elif isinstance(message, Ended):
             errors = {"cancelled": Cancelled(), "deadline": DeadlineMissed(), "failed": WorkerFailed(message.message)}
-            flight.tell(errors[message.ending])
+            delivery.tell(errors[message.ending])
+            worker.booked.clear()
         del self._places[worker][message.number]
         worker.free.append(place.slot)
         self._pump()
@@ -227,40 +201,40 @@ class Pool:
         lost, self._places[worker] = self._places[worker], {}
         again = []
         for place in lost.values():
-            flight = place.flight
-            if flight.over:
+            delivery = place.delivery
+            if delivery.over:
                 continue
-            flight.replays += 1
-            flight.deaths += place.slot in suspects
-            if flight.deaths > self._options.replays:
-                log.error("given up: %d workers died on it", flight.deaths, extra={"request_id": flight.request_id})
-                self._quarantine[fingerprint(flight.job)] = time.monotonic() + self._options.quarantine
-                flight.tell(WorkerFailed(f"{flight.deaths} workers died while working on this request"))
+            delivery.replays += 1
+            delivery.deaths += place.slot in suspects
+            if delivery.deaths > self._options.replays:
+                log.error("given up: %d workers died on it", delivery.deaths, extra={"request_id": delivery.request_id})
+                self._quarantine[delivery.fingerprint] = time.monotonic() + self._options.quarantine
+                delivery.tell(WorkerFailed(f"{delivery.deaths} workers died while working on this request"))
             else:
                 self._replays += 1
-                again.append(flight)
+                again.append(delivery)
         # Suspects last, so that the others may be ready before the next death.
-        for flight in sorted(again, key=lambda flight: (flight.deaths, flight.submitted)):
-            log.warning("run again, replay %d", flight.replays, extra={"request_id": flight.request_id})
-            self._dispatch(flight)
+        for delivery in sorted(again, key=lambda delivery: (delivery.deaths, delivery.submitted)):
+            log.warning("run again, replay %d", delivery.replays, extra={"request_id": delivery.request_id})
+            self._dispatch(delivery)
 
-    def _admit(self, request: GenerateRequest, request_id: str) -> _Flight:
+    def _admit(self, request: GenerateRequest, request_id: str) -> Delivery:
         job = validate(request, self._manifest)
         if not self._was_ready:
             raise NotReady
         if self._closing:
             raise self._refuse("draining", DRAINING_RETRY)
-        if request_id in self._flights:
+        if request_id in self._deliveries:
             raise ValueError(f"request id {request_id!r} is in use")
         if self._quarantined(job):
             raise WorkerFailed("workers died on such a request; it is refused for a while")
-        if len(self._flights) >= self._options.capacity:
+        if len(self._deliveries) >= self._options.capacity:
             seconds = [place.seconds for places in self._places.values() for place in places.values()]
             raise self._refuse("queue_full", min(seconds, default=1.0))
-        flight = _Flight(next(self._numbers), request_id, job, time.monotonic())
-        self._flights[request_id] = flight
-        self._dispatch(flight)
-        return flight
+        delivery = Delivery(next(self._numbers), request_id, job, time.monotonic())
+        self._deliveries[request_id] = delivery
+        self._dispatch(delivery)
+        return delivery
 
     def _refuse(self, reason: RefusalReason, retry_after: float) -> Overloaded:
         self._refusals[reason] += 1
@@ -271,61 +245,74 @@ class Pool:
         self._quarantine = {key: until for key, until in self._quarantine.items() if until > now}
         return bool(self._quarantine) and fingerprint(job) in self._quarantine
 
-    def _dispatch(self, flight: _Flight) -> None:
+    def _dispatch(self, delivery: Delivery) -> None:
         """Give a request to the worker that should finish it first, or let it wait until one can take it."""
         able = [worker for worker in self._workers if worker.state == "warm" and worker.free]
         if not able:
-            self._waiting.append(flight)
+            self._waiting.append(delivery)
             return
-        worker = min(able, key=lambda worker: (worker.silent, sum(p.seconds for p in self._places[worker].values())))
-        job, slot = flight.job, worker.free.pop()
-        self._places[worker][flight.number] = _Place(flight, slot, worker.expected_seconds(job))
+        late = {worker: worker.booked.lateness(delivery.job, delivery.submitted) for worker in able}
+        if (least := min(late.values())) > 0.0 and not delivery.replays and not self._joins(delivery):
+            delivery.tell(self._refuse("deadline", least))
+            return
+        worker = min(able, key=lambda worker: (worker.silent, late[worker], self._expected(worker)))
+        job, slot = delivery.job, worker.free.pop()
+        self._places[worker][delivery.number] = Place(delivery, slot, worker.expected_seconds(job))
         worker.shared.write_control(slot, job)
         worker.send(
             Submit(
-                flight.number,
-                flight.request_id,
+                delivery.number,
+                delivery.request_id,
                 replace(job, control=None),
                 job.control is not None,
                 slot,
-                flight.submitted,
-                flight.deaths > 0,
+                delivery.submitted,
+                delivery.deaths > 0,
             )
         )
+
+    def _expected(self, worker: Supervisor) -> float:
+        """Seconds until the worker should have done all that it has."""
+        return sum(place.seconds for place in self._places[worker].values())
+
+    def _joins(self, delivery: Delivery) -> bool:
+        """Whether an identical request is under way, whose picture will be this one's as well."""
+        others = (other for other in self._deliveries.values() if other is not delivery and not other.over)
+        return any(other.fingerprint == delivery.fingerprint for other in others)
 
     def _pump(self) -> None:
         """Try again for those that wait."""
         waiting, self._waiting = self._waiting, []
-        for flight in waiting:
-            self._dispatch(flight)
+        for delivery in waiting:
+            self._dispatch(delivery)
 
-    async def _next(self, flight: _Flight) -> Event | Exception:
+    async def _next(self, delivery: Delivery) -> Event | Exception:
         """The next event. A deadline passes even when no worker is there to say so."""
-        if flight.job.timeout is None:
-            return await flight.events.get()
-        left = flight.submitted + flight.job.timeout + LATE - time.monotonic()
+        if delivery.job.timeout is None:
+            return await delivery.events.get()
+        left = delivery.submitted + delivery.job.timeout + LATE - time.monotonic()
         try:
             async with asyncio.timeout(left):
-                return await flight.events.get()
+                return await delivery.events.get()
         except TimeoutError:
-            self._recall(flight)
-            flight.over = True
+            self._recall(delivery)
+            delivery.over = True
             return DeadlineMissed()
 
-    def _recall(self, flight: _Flight) -> None:
+    def _recall(self, delivery: Delivery) -> None:
         """Have no more work done for it. A worker's slot is free when the worker has said that it left it."""
-        if flight in self._waiting:
-            self._waiting.remove(flight)
+        if delivery in self._waiting:
+            self._waiting.remove(delivery)
         for worker, places in self._places.items():
-            if flight.number in places and not flight.over:
-                worker.send(Cancel(flight.number))
+            if delivery.number in places and not delivery.over:
+                worker.send(Cancel(delivery.number))
 
-    def _leave(self, flight: _Flight) -> None:
+    def _leave(self, delivery: Delivery) -> None:
         """Its generator is finished, or closed early."""
-        if not flight.over:
+        if not delivery.over:
             self._cancelled += 1
-            self._recall(flight)
-            flight.over = True
-        del self._flights[flight.request_id]
-        if not self._flights:
+            self._recall(delivery)
+            delivery.over = True
+        del self._deliveries[delivery.request_id]
+        if not self._deliveries:
             self._idle.set()

@@ -6,6 +6,7 @@ from math import inf
 
 from engine.costs import CostModel
 from engine.flight import Flight
+from engine.headroom import Headroom
 from engine.load import Load
 from engine.plan import Planner
 from engine.ticket import Finished, Refused, Shape, Stage, Ticket, Work
@@ -25,6 +26,7 @@ class Scheduler:
         self._max_batch = max_batch
         self._capacity = capacity
         self._load = Load()
+        self._headroom = Headroom()
         self._limits: dict[tuple[Stage, Shape], int] = {}
         self._flights: dict[str, Flight] = {}
         self._keys: dict[Hashable, Flight] = {}
@@ -75,19 +77,24 @@ class Scheduler:
             raise Refused("deadline", late)
 
     def _lateness(self, flight: Flight, ticket: Ticket, now: float) -> float:
-        """By how much the best plan misses the deadline of `flight` or, for the ticket's sake, another's."""
-        planner = self._planner(now)
+        """By how much the deadline of `flight` or, for the ticket's sake, another's will be missed; 0 if none.
+
+        Where not every deadline can be kept, plans give some up; admission counts on that no more than on luck, so it
+        looks at everybody in turn.
+        """
+        planner = self._planner(now, self._headroom.share)
         flights, start = self._foreseeable(now)
-        plan = planner.plan(flights, start)
-        own = plan.ready.get(flight.id, start) - flight.deadline  # if it is not in the plan, its decoding runs
-        if own > 0.0 or not plan.late:
-            return max(own, 0.0)
-        self.cancel(
-            ticket.id, now
-        )  # a ticket that joins others can add previews and steps to theirs, so it leaves them
-        others = plan.late - planner.plan(*self._foreseeable(now)).late
+        if not planner.plan(flights, start).late:
+            return 0.0
+        in_turn = planner.in_turn(flights, start)
+        if flight.id in in_turn.late:
+            return in_turn.ready[flight.id] - flight.deadline
+        # A ticket that joins others can add previews and steps to theirs, so it leaves them.
+        self.cancel(ticket.id, now)
+        before = planner.in_turn(*self._foreseeable(now))
         self._add(flight, ticket)
-        return max((plan.ready[id] - self._flights[id].deadline for id in others), default=0.0)
+        late = in_turn.late - before.late
+        return max((in_turn.ready[id] - self._flights[id].deadline for id in late), default=0.0)
 
     def predicted_completion(self, ticket: Ticket, now: float) -> float:
         """When the ticket's picture would be ready if it were admitted now."""
@@ -121,6 +128,7 @@ class Scheduler:
             if ticket.deadline is not None and ticket.deadline < now + flight.seconds_alone(self.costs, cut=True)
         ]
         for id in hopeless:
+            self._headroom.missed()
             self.cancel(id, now)
         return tuple(hopeless)
 
@@ -155,8 +163,10 @@ class Scheduler:
                 flight.advance(work.stage)
             elif flight.audience:
                 finished.append(Finished(flight.id, tuple(flight.audience), flight.step))
-                for id in flight.audience:
+                for id, ticket in flight.audience.items():
                     del self._tickets[id]
+                    if ticket.deadline is not None:
+                        (self._headroom.kept if now <= ticket.deadline else self._headroom.missed)()
                 self._forget(flight)
         return tuple(finished)
 
@@ -170,8 +180,9 @@ class Scheduler:
         if max_batch is not None:
             self._limits[work.stage, work.shape] = max(max_batch, 1)
 
-    def _planner(self, now: float) -> Planner:
-        return Planner(self.costs, self._max_batch, self._load.worth(now), self._load.reserve(now), self._limits)
+    def _planner(self, now: float, headroom: float = 0.0) -> Planner:
+        worth, reserve = self._load.worth(now), self._load.reserve(now)
+        return Planner(self.costs, self._max_batch, worth, reserve, self._limits, 1.0 + headroom)
 
     def _foreseeable(self, now: float) -> tuple[list[Flight], float]:
         """The computations as they will be when the calls that run have ended, and when that will be."""

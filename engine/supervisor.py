@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.backends import Backend
+from engine.booked import Booked
 from engine.bundle import Bundle
 from engine.client import WorkerFailed, WorkerState, WorkerStats
 from engine.messages import Done, FromWorker, LoadFailed, Loading, Ready, ToWorker, WorkerSpec, pack, read
@@ -67,7 +68,7 @@ class Supervisor:
     """One worker and its successors.
 
     `free` are the slots of its shared memory that no request uses; the owner takes and returns them. `ready` is what
-    the present process said when it was warm.
+    the present process said when it was warm, and `booked` what the owner learnt from its refusals.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Supervisor:
         self.state: WorkerState = "starting"
         self.ready: Ready | None = None
         self.free: list[int] = []
+        self.booked = Booked()
         self.restarts = 0
         self._options = options
         self._owner = owner
@@ -140,7 +142,9 @@ class Supervisor:
         """See `engine.client.WorkerStats`."""
         life = self._life
         running = life.shared.board.running if life and self.state == "warm" else 0
-        return WorkerStats(self.name, self.state, self.restarts, running, _resident(life.process.pid) if life else 0)
+        memory = _resident(life.process.pid) if life else 0
+        precision = self.ready.precision if self.ready else ""
+        return WorkerStats(self.name, self.state, self.restarts, running, memory, precision)
 
     def expected_seconds(self, job: Job) -> float:
         """What a job would take alone, as the present process measured it when it got ready."""
@@ -287,6 +291,7 @@ class Supervisor:
         suspects = board.suspects
         self._life = None
         self.free = []
+        self.booked.clear()
         self._owner.on_death(self, suspects)
 
 

@@ -53,7 +53,8 @@ def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:
         backend = spec.backend()
         pipeline = Pipeline(spec.bundle, backend)
         seconds = time.monotonic() - start
-        channel.send(Loading(f"compiled {len(manifest.modules)} modules for {backend.name} in {seconds:.1f} s"))
+        what = f"{len(manifest.modules)} modules for {backend.name} {backend.precision}"
+        channel.send(Loading(f"compiled {what} in {seconds:.1f} s"))
         costs, max_batch = warm_up(pipeline, spec.warmup_seconds)
         seconds = picture_seconds(costs, validate(GenerateRequest("a picture"), manifest))
         channel.send(Loading(f"warmed up; a picture takes {1000 * seconds:.0f} ms"))
@@ -66,7 +67,7 @@ def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:
     # What is here now stays; collections need not look at it again.
     gc.collect()
     gc.freeze()
-    channel.send(Ready(costs))
+    channel.send(Ready(costs, backend.precision))
     return Loop(pipeline, Scheduler(costs, max_batch, spec.layout.slots), shared, channel, spec.prompt_cache_bytes)
 
 

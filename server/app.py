@@ -39,7 +39,6 @@ def create_app(
     It answers from the start (`/healthz`), and makes pictures as soon as the engine has loaded (`/readyz`).
     """
     release = version("pixart-delta-server")
-    metrics.build.labels(release, client.manifest.name, settings.backend, settings.precision).set(1)
     metrics.watch(client)
     content = ContentFilter(settings.content_filter) if settings.content_filter else None
     client = RecordedClient(client, metrics, settings.log_prompts, content)
@@ -50,8 +49,12 @@ def create_app(
         # What is here now stays. Full collections would stop the loop for tens of milliseconds to look at it again.
         gc.collect()
         gc.freeze()
-        if not task.cancelled():
-            on_loaded(task.exception())
+        if task.cancelled():
+            return
+        if task.exception() is None:
+            precision = max(worker.precision for worker in client.stats().workers)  # of one that is warm
+            metrics.build.labels(release, client.manifest.name, settings.backend, precision).set(1)
+        on_loaded(task.exception())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

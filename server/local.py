@@ -27,7 +27,9 @@ async def warm_engine(bundle: Bundle, settings: Settings, say: Progress) -> Asyn
     start = time.perf_counter()
     try:
         await client.start()
-        say(f"loaded {len(bundle.manifest.modules)} modules for {settings.backend} in {_since(start)}")
+        (worker,) = client.stats().workers
+        what = f"{len(bundle.manifest.modules)} modules for {settings.backend} {worker.precision}"
+        say(f"loaded {what} in {_since(start)}")
         request = GenerateRequest("warm-up")
         if bundle.manifest.controllable:
             size = bundle.manifest.images.default

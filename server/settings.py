@@ -53,7 +53,9 @@ class Settings:
     port: int = setting(8000, "Port to listen on; 0 takes a free one.", 0, 65535)
     backend: str = setting("openvino", "What runs the graphs, if it is installed.", choices=names())
     precision: Precision = setting(
-        "f32", "Arithmetic, as far as the backend and the processor know it.", choices=get_args(Precision)
+        "auto",
+        "Arithmetic. `auto` is bf16 on processors that have it, f16 in TensorRT, else f32.",
+        choices=get_args(Precision),
     )
     threads: int = setting(
         0, "Threads of the backend; 0 lets it take every core. In a container, set the container's share.", 0, 1024

@@ -13,12 +13,15 @@ from engine.manifest import DimensionRange, ModuleSpec, parse_dimension
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
-Precision = Literal["f32", "bf16", "f16"]
+Precision = Literal["auto", "f32", "bf16", "f16"]
 
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """How to compile. `threads` 0 lets the runtime choose; compiled modules are kept under `cache` if it is given."""
+    """How to compile. `threads` 0 lets the runtime choose; compiled modules are kept under `cache` if it is given.
+
+    The precision `auto` is the fastest in which the device computes without visible loss.
+    """
 
     device: str = "CPU"
     precision: Precision = "f32"
@@ -50,9 +53,10 @@ class Module(Protocol):
 
 
 class Backend(Protocol):
-    """A runtime."""
+    """A runtime. `precision` is what it computes float32 graphs in, once `auto` is decided."""
 
     name: str
+    precision: Precision
 
     def compile(self, source: Source) -> Module:
         """Make a module ready to run.

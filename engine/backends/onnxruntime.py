@@ -4,7 +4,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Source, prepare
+from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Precision, Source, prepare
 
 _PROVIDERS = {
     "CPU": ("CPUExecutionProvider", "onnxruntime"),
@@ -41,9 +41,10 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    precision: Precision = "f32"
 
     def __init__(self, options: BackendOptions) -> None:
-        if options.precision != "f32":
+        if options.precision not in ("auto", "f32"):
             raise ValueError(f"onnxruntime runs float32 graphs in f32, not in {options.precision}")
         self._provider = _provider(options.device)
         self._settings = ort.SessionOptions()

@@ -6,7 +6,7 @@ from typing import Any
 
 import openvino as ov
 
-from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Source, prepare
+from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Precision, Source, prepare
 from engine.backends.cache import BlobCache
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ class OpenVINOBackend:
     `device` is one of OpenVINO's names (CPU, GPU, GPU.1, NPU, AUTO). `threads` bounds the cores of one call, 0 takes
     them all. `streams` calls could run side by side, each with its share of the threads; a module here runs one call
     at a time, so more than one stream only takes threads away from it. `precision` is what float32 graphs are computed
-    in; quantised parts stay in 8 bits.
+    in; quantised parts stay in 8 bits. `auto` is bf16 where the processor has it, and elsewhere f32; other devices
+    decide by themselves.
 
     Raises:
         ValueError: OpenVINO does not find the device.
@@ -46,8 +47,9 @@ class OpenVINOBackend:
         self._core = ov.Core()
         self._device = options.device
         self._check(options)
+        self.precision: Precision = self._decide(options)
         self._config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": options.precision,
+            **({} if self.precision == "auto" else {"INFERENCE_PRECISION_HINT": self.precision}),
             "NUM_STREAMS": options.streams,
             **({"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}),
         }
@@ -59,14 +61,22 @@ class OpenVINOBackend:
         kind = options.device.partition(".")[0]
         if kind not in ("AUTO", "HETERO", "MULTI") and not any(device.startswith(kind) for device in present):
             raise ValueError(f"device {options.device}: OpenVINO finds {', '.join(present) or 'no device'} only")
-        if options.device != "CPU" or options.precision == "f32":
+        if options.device != "CPU" or options.precision in ("auto", "f32"):
             return
-        capability = {"bf16": "BF16", "f16": "FP16"}[options.precision]
-        if capability not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if not self._computes_in(options.precision):
             log.warning(
                 "this CPU has no arithmetic in %s, so OpenVINO computes in f32 instead; set f32 and save the rounding",
                 options.precision,
             )
+
+    def _decide(self, options: BackendOptions) -> Precision:
+        if options.precision != "auto" or options.device != "CPU":
+            return options.precision
+        return "bf16" if self._computes_in("bf16") else "f32"
+
+    def _computes_in(self, precision: Precision) -> bool:
+        capability = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}[precision]
+        return capability in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def compile(self, source: Source) -> OpenVINOModule:
         """See `engine.backends.base.Backend.compile`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Source, prepare
+from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Precision, Source, prepare
 from engine.backends.torch_operators import TYPES, Operators
 
 _EXTERNAL = 1  # TensorProto.EXTERNAL
@@ -63,11 +63,12 @@ class TorchBackend:
     """
 
     name = "torch"
+    precision: Precision = "f32"
 
     def __init__(self, options: BackendOptions) -> None:
         self._torch: Any = importlib.import_module("torch")
         self._onnx: Any = importlib.import_module("onnx")
-        if options.precision != "f32":
+        if options.precision not in ("auto", "f32"):
             raise ValueError(f"torch runs graphs in their own types, so precision {options.precision!r} has no meaning")
         kind = options.device.lower()
         if kind.split(":")[0] not in ("cpu", "cuda"):

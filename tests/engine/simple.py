@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from engine.backends.base import Array, Arrays, CompileError, Source, prepare
+from engine.backends.base import Array, Arrays, CompileError, Precision, Source, prepare
 from engine.tokenizer import Tokenizer
 from server.settings import DEMO_BUNDLE
 
@@ -39,6 +39,7 @@ class SimpleBackend:
     hung: Path | None = None
     loading: Literal["works", "refused", "hangs", "short of memory"] = "works"
     name: str = "simple"
+    precision: Precision = "f32"
 
     def compile(self, source: Source) -> "SimpleModule":
         if self.loading == "refused":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.bundle import Bundle
-from engine.costs import CostModel
+from engine.costs import OUTLIER, RATE, CostModel
 from engine.generate import Generator
 from engine.loop import Loop
 from engine.messages import Cancel, Channel, Done, Ended, FromWorker, Refused, Submit, Unfinished
@@ -228,6 +228,23 @@ def test_what_cannot_be_in_time_is_refused(slow_bench: Bench) -> None:
     assert (refused.number, refused.reason) == (number, "deadline")
     assert refused.retry_after > 0
     slow_bench.assert_empty()
+
+
+def test_predictions_count_what_lies_between_two_calls_but_not_idleness(bench: Bench) -> None:
+    costs, shape = bench.loop._scheduler.costs, (bench.bundle.manifest.images.default, False)
+    bench.submit(APPLE)
+    bench.loop._step()  # encodes the prompt
+    before = costs.seconds("denoise", shape)
+    time.sleep(50 * before)
+    bench.loop._step()
+    slowed = costs.seconds("denoise", shape)
+    assert slowed == pytest.approx(before * (1.0 + RATE * (OUTLIER - 1.0)))
+    bench.finish()
+    settled = costs.seconds("denoise", shape)
+    time.sleep(50 * before)
+    bench.submit(replace(APPLE, seed=4))  # its prompt is known
+    bench.loop._step()
+    assert costs.seconds("denoise", shape) <= settled * 1.1
 
 
 def test_known_prompts_are_not_encoded_again(bench: Bench) -> None:

@@ -168,7 +168,7 @@ def test_an_id_is_used_once_at_a_time():
 def test_who_joins_others_must_not_delay_a_neighbour():
     scheduler = Scheduler(CostModel(COSTS), 1, 8)
     scheduler.admit(ticket("a", key="same", deadline=40.0), 0.0)
-    scheduler.admit(ticket("c", deadline=52.0), 0.0)
+    scheduler.admit(ticket("c", deadline=55.0), 0.0)  # 50 seconds, the margin and the headroom
     with pytest.raises(Refused):  # one preview more, and c is late
         scheduler.admit(ticket("b", key="same", deadline=99.0, previews=frozenset({1})), 0.0)
     scheduler.admit(ticket("b", key="same", deadline=99.0), 0.0)

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.backends import BackendOptions, create
 from server import keys
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -85,7 +86,8 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     states = {key[1:]: value for key, value in after.items() if key[0] == "pixart_worker_state"}
     assert [state for (state, _), value in states.items() if value] == ["warm"]
     (build,) = (key for key in after if key[0] == "pixart_build_info")
-    assert {"tiny", "openvino", "f32"} < set(build)
+    precision = create("openvino", BackendOptions(precision="auto")).precision
+    assert {"tiny", "openvino", precision} < set(build)
 
 
 def test_every_metric_is_documented(client: httpx.Client) -> None:

@@ -63,7 +63,8 @@ class TensorRTBackend:
     def __init__(self, package: PackageName, options: BackendOptions, device: Device | None = None) -> None:
         self.name = package
         self._package: PackageName = package
-        self._precision = PRECISIONS[options.precision]
+        self.precision: Precision = "f16" if options.precision == "auto" else options.precision
+        self._precision = PRECISIONS[self.precision]
         self._cache = options.cache
         self._trt = load_package(package)
         try:
