@@ -14,7 +14,7 @@ from engine.manifest import ModuleName, Size
 from engine.positions import sincos_positions
 from engine.request import Job
 from engine.sampler import Schedule, schedule
-from engine.tokenizer import PADDING_MULTIPLE, Tokenizer
+from engine.tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
 VAE_SCALE = 8
@@ -147,9 +147,12 @@ class Pipeline:
         return images
 
     def _pad(self, captions: Sequence[Floats]) -> dict[str, Array]:
-        """Captions [L, D] of different lengths as one [B, L, D] with a mask [B, L] (True: a real token)."""
-        longest = max(len(caption) for caption in captions)
-        length = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
+        """Captions [L, D] of different lengths as one [B, L, D] with a mask [B, L] (True: a real token).
+
+        L is always the model's limit. The mask keeps padding out of the result whatever its length, but kernels round
+        differently for different lengths, and a picture should not depend on the longest prompt in its batch.
+        """
+        length = self.manifest.dimensions["L"].max
         padded = self._buffers.array("caption", (len(captions), length, captions[0].shape[1]))
         mask = np.zeros((len(captions), length), dtype=np.bool_)
         for row, caption in enumerate(captions):

@@ -8,7 +8,6 @@ from engine.manifest import Manifest, Size, TensorSpec, parse_dimension
 
 Range = tuple[int, int, int]  # smallest, most usual, largest
 VAE_SCALE = 8
-USUAL_TOKENS = 32  # a sentence or two
 # Image sizes belong to a class if their area is this close to the square's: aspect-ratio bins differ by a few per cent.
 AREA_TOLERANCE = 0.25
 
@@ -108,7 +107,7 @@ def _profile(manifest: Manifest, name: str, sizes: Sequence[Size], max_batch: in
     least = manifest.dimensions["B"].min
     ranges = {
         "B": (least, least, max_batch),
-        "L": (tokens.min, max(tokens.min, min(USUAL_TOKENS, tokens.max)), tokens.max),
+        "L": (tokens.min, tokens.max, tokens.max),  # captions are always padded to the limit
         "H": h,
         "W": w,
         "N": n,

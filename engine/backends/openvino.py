@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from typing import Any
 
 import openvino as ov
@@ -53,6 +54,8 @@ class OpenVINOBackend:
             "NUM_STREAMS": options.streams,
             **({"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}),
         }
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._one_thread = options.device == "CPU" and min(options.threads or cores, cores) == 1
         self._cache = BlobCache(options.cache) if options.cache else None
 
     def _check(self, options: BackendOptions) -> None:
@@ -82,10 +85,11 @@ class OpenVINOBackend:
         """See `engine.backends.base.Backend.compile`."""
         if self._cache is None:
             return OpenVINOModule(source, self._build(source))
+        config = self._config_of(source)
         path = self._cache.path(f"{self.name}-{source.graph.stem}", self._key(source))
         if blob := self._cache.read(path):
             try:
-                return OpenVINOModule(source, self._core.import_model(blob, self._device, self._config))
+                return OpenVINOModule(source, self._core.import_model(blob, self._device, config))
             except RuntimeError as error:
                 log.warning("OpenVINO refuses %s (%s); compiling anew", path, error)
                 self._cache.drop(path)
@@ -97,12 +101,22 @@ class OpenVINOBackend:
 
     def _build(self, source: Source) -> Any:
         try:
-            return self._core.compile_model(source.graph, self._device, self._config)
+            return self._core.compile_model(source.graph, self._device, self._config_of(source))
         except RuntimeError as error:
             raise CompileError(f"{source.graph.name}: OpenVINO cannot compile it ({error})") from error
+
+    def _config_of(self, source: Source) -> dict[str, Any]:
+        """How to compile this module.
+
+        On processors with AMX, OpenVINO 2026.4 fuses T5's gated MLP in bf16 into a kernel that shares it among pairs of
+        threads. With one thread it divides by zero and takes the process along, so the text encoder stays in f32.
+        """
+        if self._one_thread and source.graph.stem == "text_encoder":
+            return self._config | {"INFERENCE_PRECISION_HINT": "f32"}
+        return self._config
 
     def _key(self, source: Source) -> tuple[str, ...]:
         """All that a compiled module depends on; the device's full name stands for its instruction set."""
         device = str(self._core.get_property(self._device, "FULL_DEVICE_NAME"))
-        settings = (f"{name}={value}" for name, value in sorted(self._config.items()))
+        settings = (f"{name}={value}" for name, value in sorted(self._config_of(source).items()))
         return (source.digest, ov.get_version(), self._device, device, *settings)
