@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from engine.messages import Cancel, Channel, Done, Ended, Ending, Refused, Submit, Unfinished
 from engine.pipeline import Floats, Pipeline, Sample, Text
 from engine.prompt_cache import PromptCache
-from engine.request import Job, fingerprint
+from engine.request import Job, fingerprint, shape_class
 from engine.scheduler import Scheduler
 from engine.shared import Shared
 from engine.ticket import Finished, Preparation, Ticket, Work
@@ -85,7 +85,7 @@ class Loop:
         if submit.controlled:
             job = replace(job, control=self._shared.control(submit.slot, job.size))
         text = self._prompts.get(job.prompt)
-        shape = (job.size, submit.controlled)
+        shape = shape_class(job.size, submit.controlled)
         ticket = Ticket(
             id=id,
             shape=(*shape, id) if submit.alone else shape,

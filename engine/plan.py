@@ -36,6 +36,11 @@ class Planner:
     limits: Mapping[tuple[Stage, Shape], int] = field(default_factory=dict)
     stretch: float = 1.0
 
+    @property
+    def calm(self) -> bool:
+        """Whether the load is low; if not, those yet to come would pay for what one gains by running alone."""
+        return self.reserve == 0.0
+
     def plan(self, flights: Sequence[Flight], now: float) -> Plan:
         """The first of these that keeps every deadline, or else the one that breaks the fewest.
 
@@ -50,9 +55,8 @@ class Planner:
             return replace(best, cut=self._tight(best, now))
         urgent = sorted(flights, key=lambda flight: flight.urgency)
         elastic = any(flight.steps_left() > flight.steps_left(cut=True) for flight in flights)
-        calm = self.reserve == 0.0  # otherwise, those yet to come would pay for what one gains
         for cut in (False, True)[: 1 + elastic]:
-            for alone in (False, True)[: 1 + calm]:
+            for alone in (False, True)[: 1 + self.calm]:
                 plan = self.foresee(urgent, now, cut, alone, skip=True)
                 if len(plan.late) < len(best.late):
                     best = plan

@@ -75,6 +75,11 @@ class Job:
         return frozenset(round(i * self.steps / (self.previews + 1)) or 1 for i in range(1, self.previews + 1))
 
 
+def shape_class(size: Size, controlled: bool) -> tuple[int, int, bool]:
+    """Jobs of one class may share a call. Plain numbers, because the scheduler looks costs up by it all the time."""
+    return size.width, size.height, controlled
+
+
 def fingerprint(job: Job) -> Hashable:
     """Equal for jobs that ask for the same events: all but the priority and the timeout counts."""
     control = None if job.control is None else hashlib.sha256(np.ascontiguousarray(job.control).data).digest()

@@ -79,14 +79,14 @@ class Scheduler:
     def _lateness(self, flight: Flight, ticket: Ticket, now: float) -> float:
         """By how much the deadline of `flight` or, for the ticket's sake, another's will be missed; 0 if none.
 
-        Where not every deadline can be kept, plans give some up; admission counts on that no more than on luck, so it
-        looks at everybody in turn.
+        Plans give some deadlines up where not all can be kept. Admission counts on that no more than on luck: it looks
+        at everybody in turn, and tries other orders at low load only.
         """
         planner = self._planner(now, self._headroom.share)
         flights, start = self._foreseeable(now)
-        if not planner.plan(flights, start).late:
-            return 0.0
         in_turn = planner.in_turn(flights, start)
+        if not in_turn.late or (planner.calm and not planner.plan(flights, start).late):
+            return 0.0
         if flight.id in in_turn.late:
             return in_turn.ready[flight.id] - flight.deadline
         # A ticket that joins others can add previews and steps to theirs, so it leaves them.

@@ -7,7 +7,7 @@ from typing import Literal
 from engine.client import RefusalReason
 from engine.request import Priority
 
-Shape = Hashable  # requests of one shape class may share a call; `engine.pipeline.Sample.shape_class`
+Shape = Hashable  # requests of one shape class may share a call; `engine.request.shape_class`
 Stage = Literal["text", "control", "denoise", "preview", "decode"]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.costs import CostModel
 from engine.pipeline import Pipeline, Sample
-from engine.request import GenerateRequest, Job, validate
+from engine.request import GenerateRequest, Job, shape_class, validate
 from engine.ticket import Shape, Stage
 
 log = logging.getLogger(__name__)
@@ -21,13 +21,13 @@ CONTROL_AREA = 1.5  # how much larger a picture with control counts, where only 
 def area(shape: Shape) -> float:
     """Pixels of a shape class, weighted; what the cost model compares those by that were not measured."""
     assert isinstance(shape, tuple)
-    size, controlled, *_ = shape
-    return float(size.width * size.height * (CONTROL_AREA if controlled else 1.0))
+    width, height, controlled, *_ = shape
+    return float(width * height * (CONTROL_AREA if controlled else 1.0))
 
 
 def picture_seconds(costs: CostModel, job: Job) -> float:
     """What a job takes alone, with a prompt that is not known."""
-    shape = (job.size, job.control is not None)
+    shape = shape_class(job.size, job.control is not None)
     seconds = costs.seconds("text", None) + job.steps * costs.seconds("denoise", shape)
     if job.control is not None:
         seconds += costs.seconds("control", shape)
@@ -67,12 +67,12 @@ def warm_up(pipeline: Pipeline, seconds: float) -> tuple[CostModel, int]:
 
 
 def _call(measured: Measured, job: Job, batch: int) -> float:
-    shape = (job.size, job.control is not None)
+    shape = shape_class(job.size, job.control is not None)
     return measured["denoise", shape, batch] + measured["decode", shape, batch]
 
 
 def _measure(pipeline: Pipeline, job: Job, batch: int, measured: Measured) -> None:
-    shape = (job.size, job.control is not None)
+    shape = shape_class(job.size, job.control is not None)
     text = pipeline.encode_text(job.prompt)
     if batch == 1:
         measured["text", None, 1] = _faster(lambda: pipeline.encode_text(job.prompt))

@@ -14,7 +14,7 @@ from engine.generate import Generator
 from engine.loop import Loop
 from engine.messages import Cancel, Channel, Done, Ended, FromWorker, Refused, Submit, Unfinished
 from engine.pipeline import Pipeline, Sample
-from engine.request import GenerateRequest, Job, validate
+from engine.request import GenerateRequest, Job, shape_class, validate
 from engine.scheduler import Scheduler
 from engine.shared import Layout, Shared
 from engine.ticket import Shape, Stage
@@ -86,7 +86,7 @@ def costs(seconds: float) -> CostModel:
     measured: dict[tuple[Stage, Shape, int], float] = {("text", None, 1): 1e-6}
     manifest = Bundle.load(DEMO_BUNDLE).manifest
     for controlled in (False, True):
-        shape = (manifest.images.default, controlled)
+        shape = shape_class(manifest.images.default, controlled)
         measured |= {("decode", shape, 1): 1e-6, ("control", shape, 1): 1e-6}
         measured |= {("denoise", shape, 1): seconds, ("denoise", shape, 8): seconds}
     return CostModel(measured, area)
@@ -231,7 +231,7 @@ def test_what_cannot_be_in_time_is_refused(slow_bench: Bench) -> None:
 
 
 def test_predictions_count_what_lies_between_two_calls_but_not_idleness(bench: Bench) -> None:
-    costs, shape = bench.loop._scheduler.costs, (bench.bundle.manifest.images.default, False)
+    costs, shape = bench.loop._scheduler.costs, shape_class(bench.bundle.manifest.images.default, False)
     bench.submit(APPLE)
     bench.loop._step()  # encodes the prompt
     before = costs.seconds("denoise", shape)
@@ -276,7 +276,7 @@ def test_warm_up_measures_every_stage(bundle: Bundle) -> None:
     seen = {(samples[0].shape_class, len(samples)) for samples in calls}
     size = bundle.manifest.images.default
     assert most == pipeline.max_batch
-    for shape in ((size, False), (size, True)):
-        assert costs.seconds("denoise", shape) >= 0.002
-        assert {batch for known, batch in seen if known == shape} == {1, 2, 4, 8}
-    assert costs.seconds("control", (size, True)) > 0
+    for controlled in (False, True):
+        assert costs.seconds("denoise", shape_class(size, controlled)) >= 0.002
+        assert {batch for known, batch in seen if known == (size, controlled)} == {1, 2, 4, 8}
+    assert costs.seconds("control", shape_class(size, True)) > 0
