@@ -139,7 +139,7 @@ def demo(folder: Path, rounds: int) -> dict[str, float]:
     with TemporaryDirectory() as cache:
 
         def start() -> Pipeline:
-            return Pipeline(bundle, create("openvino", BackendOptions(cache=Path(cache))))
+            return Pipeline(bundle, create("openvino", BackendOptions(precision="auto", cache=Path(cache))))
 
         pipeline = start()
 

@@ -112,7 +112,7 @@ def p99(times: Sequence[float]) -> float:
 async def measure(options: argparse.Namespace) -> dict[str, object]:
     """Everything; prints as it goes."""
     bundle = Bundle.load(options.bundle)
-    backend = BackendOptions(threads=options.threads)
+    backend = BackendOptions(precision="auto", threads=options.threads)
     order = random.Random(options.seed)
     pool = Pool(bundle, backends(options.backend, backend, 1), PoolOptions(capacity=options.requests))
     local = LocalClient(bundle, lambda: create(options.backend, backend), options.requests)
