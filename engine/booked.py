@@ -4,6 +4,7 @@ from collections.abc import Hashable
 
 from engine.request import Job
 
+LONGEST = 1.0  # seconds for which one refusal stands for others
 KINDS = 64  # that are remembered; clients may name any timeouts
 
 
@@ -13,14 +14,18 @@ class Booked:
     A request that is refused with the deadline D, late by L, would have been ready at D + L: work that is due earlier
     fills the time until then. One of the same kind that comes later, with a deadline before D + L, finds the same work
     in its way, because time passes no faster than work gets done. So it is refused without being asked for, and that
-    is just what the first one's Retry-After says. It holds as long as no request leaves the worker undone.
+    is just what the first one's Retry-After says. It holds as long as no request leaves the worker undone, and for
+    `LONGEST`, so that a prediction that was wrong does not last.
     """
 
     def __init__(self) -> None:
         self._until: dict[Hashable, float] = {}
 
-    def note(self, job: Job, until: float) -> None:
-        """A request like `job` would not have been ready before `until`."""
+    def note(self, job: Job, submitted: float, late: float) -> None:
+        """A request like `job` would have missed its deadline by `late` seconds."""
+        if job.timeout is None:
+            return
+        until = submitted + job.timeout + min(late, LONGEST)
         kind = _kind(job)
         self._until.pop(kind, None)  # so that it becomes the newest
         self._until[kind] = until

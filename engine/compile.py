@@ -20,13 +20,16 @@ Progress = Callable[[str, str, float], None]
 # The ONNX graph at a path with every operation's precision spelled out: `models.export.half.typed_graph`, in bytes.
 TypedGraph = Callable[[Path, str], bytes]
 
-PRECISIONS: dict[str, Precision] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+PRECISIONS: dict[str, Precision] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "auto": "auto"}
 PACKAGES: dict[str, PackageName] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx"}
 
 
 @dataclass(frozen=True)
 class CompilePlan:
-    """What to compile for. `precision` is fp32, bf16 or fp16; `targets` are GPUs like `sm80`, or none for this one."""
+    """What to compile for. `precision` is fp32, bf16 or fp16, and without TensorRT also auto, the backend's choice.
+
+    `targets` are GPUs like `sm80`, or none for this one.
+    """
 
     backend: str
     precision: str

@@ -101,11 +101,9 @@ class Loop:
         try:
             self._scheduler.admit(ticket, time.monotonic())
         except NotAdmitted as refusal:
-            booked = 0.0
-            if refusal.reason == "deadline" and ticket.deadline is not None:
-                saved = self._scheduler.costs.seconds("text", shape) if ticket.encode.text else 0.0
-                booked = ticket.deadline + refusal.retry_after - saved
-            self._channel.send(Refused(submit.number, refusal.reason, refusal.retry_after, booked))
+            saved = self._scheduler.costs.seconds("text", shape) if ticket.encode.text else 0.0
+            late = max(refusal.retry_after - saved, 0.0) if refusal.reason == "deadline" else 0.0
+            self._channel.send(Refused(submit.number, refusal.reason, refusal.retry_after, late))
             return
         self._submits[id] = submit
         if self._scheduler.wanted(id):

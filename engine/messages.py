@@ -109,13 +109,13 @@ class Done:
 class Refused:
     """The worker's scheduler did not admit the request; nothing was done.
 
-    `booked`: until when no request of its kind can be ready, even with a known prompt, if its deadline was the reason.
+    `late`: by how many seconds it would have missed its deadline, even with a known prompt, if that was the reason.
     """
 
     number: int
     reason: RefusalReason
     retry_after: float
-    booked: float = 0.0
+    late: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ class Pool:
             # A replay was begun, so it cannot be said that nothing was done.
             late = message.reason == "deadline" and delivery.replays > 0
             if message.reason == "deadline":
-                worker.booked.note(delivery.job, message.booked)
+                worker.booked.note(delivery.job, delivery.submitted, message.late)
             delivery.tell(DeadlineMissed() if late else self._refuse(message.reason, message.retry_after))
         elif isinstance(message, Ended):
             errors = {"cancelled": Cancelled(), "deadline": DeadlineMissed(), "failed": WorkerFailed(message.message)}

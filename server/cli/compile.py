@@ -17,7 +17,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--components", help="T5, VAE and tokenizer for a .pth checkpoint: a folder or hub id")
     # Not `backend` and `precision`: those names are settings of the server.
     parser.add_argument("--backend", dest="compile_backend", required=True, choices=BACKENDS)
-    parser.add_argument("--precision", dest="compile_precision", default="fp16", choices=("fp16", "bf16", "fp32"))
+    parser.add_argument(
+        "--precision",
+        dest="compile_precision",
+        choices=("fp16", "bf16", "fp32"),
+        help="fp16 for TensorRT, else what `serve` takes by itself",
+    )
     parser.add_argument("--profile", default="", help="sizes to compile for, e.g. 512,1024 or 640x384 (the bundle's)")
     parser.add_argument("--max-batch", type=int, help="samples in one call, at most (the bundle's, or 8)")
     parser.add_argument("--target", default="", help="GPUs to compile for, e.g. sm80,sm89 (this machine's)")
@@ -34,10 +39,11 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
     """
     from server.compile import CompileRequest, compile_model, table
 
+    usual = "fp16" if options.compile_backend.startswith("tensorrt") else "auto"
     request = CompileRequest(
         model=options.model,
         backend=options.compile_backend,
-        precision=options.compile_precision,
+        precision=options.compile_precision or usual,
         profiles=_list(options.profile),
         max_batch=options.max_batch,
         targets=_list(options.target),

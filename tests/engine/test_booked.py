@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.booked import KINDS, Booked
+from engine.booked import KINDS, LONGEST, Booked
 from engine.bundle import Bundle
 from engine.costs import CostModel
 from engine.request import GenerateRequest, Job, validate
@@ -31,15 +31,22 @@ def job() -> Job:
 def test_as_long_as_the_refusal_said(job: Job) -> None:
     booked = Booked()
     assert booked.lateness(job, 100.0) == 0.0
-    booked.note(job, 102.5)  # refused at 100, half a second late
+    booked.note(job, 100.0, 0.5)
     assert booked.lateness(job, 100.1) == pytest.approx(0.4)
     assert booked.lateness(job, 100.5) == 0.0
 
 
+def test_a_wrong_prediction_does_not_last(job: Job) -> None:
+    booked = Booked()
+    booked.note(job, 100.0, 1e6)
+    assert booked.lateness(job, 100.0 + 0.9 * LONGEST) > 0.0
+    assert booked.lateness(job, 100.0 + 1.1 * LONGEST) == 0.0
+
+
 def test_only_its_own_kind(job: Job) -> None:
     booked = Booked()
-    booked.note(job, 103.0)
-    assert booked.lateness(replace(job, prompt="frog", seed=9, priority="batch"), 100.0) == 1.0
+    booked.note(job, 100.0, 0.75)
+    assert booked.lateness(replace(job, prompt="frog", seed=9, priority="batch"), 100.0) == 0.75
     for other in (
         replace(job, steps=2, min_steps=2),
         replace(job, min_steps=1),
@@ -55,7 +62,7 @@ def test_only_its_own_kind(job: Job) -> None:
 def test_no_number_of_kinds_makes_it_grow(job: Job) -> None:
     booked = Booked()
     for index in range(10 * KINDS):
-        booked.note(replace(job, timeout=1.0 + index), 1e9)
+        booked.note(replace(job, timeout=1.0 + index), 0.0, 0.5)
     assert len(booked._until) == KINDS
     assert booked.lateness(replace(job, timeout=10.0 * KINDS), 0.0) > 0.0
 
@@ -79,7 +86,7 @@ def drive(job: Job, load: float, seconds: float) -> tuple[Counter[str], float]:
             except Refused as refused:
                 fates["refused at once" if late else "refused"] += 1
                 if not late:
-                    booked.note(job, deadline + refused.retry_after)
+                    booked.note(job, arrival, refused.retry_after)
             else:
                 fates["wrongly refused" if late else "accepted"] += 1
                 if late:

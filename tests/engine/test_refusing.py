@@ -1,6 +1,7 @@
 """How a pool refuses what its workers have just refused. The processes are real; the model is a trivial one."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
@@ -8,13 +9,14 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
+from engine.booked import LONGEST
 from engine.bundle import Bundle
 from engine.client import Overloaded, Picture
 from engine.messages import Submit, ToWorker
 from engine.pool import Pool
 from engine.request import validate
 from server.settings import DEMO_BUNDLE
-from tests.engine.faults import APPLE, OPTIONS, Constant, picture, running, until
+from tests.engine.faults import APPLE, OPTIONS, PATIENCE, Constant, picture, running, until
 from tests.engine.simple import SimpleBackend
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -100,7 +102,7 @@ async def test_who_may_join_others_is_not_refused_unasked(pool: Pool, asked: lis
 async def test_a_worker_that_has_time_is_preferred(pool: Pool, asked: list[str]) -> None:
     easy = replace(APPLE, steps=1, timeout=60.0)
     for busy, idle in (pool._workers, reversed(pool._workers)):
-        busy.booked.note(validate(easy, pool.manifest), 1e12)
+        busy.booked.note(validate(easy, pool.manifest), time.monotonic() + PATIENCE, LONGEST)
         assert (await picture(pool, easy, "one")).worker == idle.name
         busy.booked.clear()
     assert len(asked) == 2
