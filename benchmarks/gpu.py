@@ -49,6 +49,7 @@ class Kept:
 
     def __init__(self, backend: Backend) -> None:
         self.name = backend.name
+        self.precision = backend.precision
         self._backend = backend
         self.modules: dict[str, Module] = {}
 

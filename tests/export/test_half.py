@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engine.backends import BackendOptions, Module, Source, create
+from engine.backends import BackendOptions, Module, Precision, Source, create
 from engine.backends.base import Arrays, prepare
 from engine.bundle import Bundle
 from engine.pipeline import Pipeline
@@ -55,6 +55,7 @@ class Compared:
 
 class ComparedBackend:
     name = "compared"
+    precision: Precision = "f32"
 
     def __init__(self) -> None:
         self.errors: dict[str, list[float]] = {}
