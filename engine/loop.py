@@ -102,7 +102,7 @@ class Loop:
             self._scheduler.admit(ticket, time.monotonic())
         except NotAdmitted as refusal:
             saved = self._scheduler.costs.seconds("text", shape) if ticket.encode.text else 0.0
-            late = max(refusal.retry_after - saved, 0.0) if refusal.reason == "deadline" else 0.0
+            late = max(refusal.retry_after - saved, 0.0)
             self._channel.send(Refused(submit.number, refusal.reason, refusal.retry_after, late))
             return
         self._submits[id] = submit

@@ -115,7 +115,7 @@ class Refused:
     number: int
     reason: RefusalReason
     retry_after: float
-    late: float = 0.0
+    late: float
 
 
 @dataclass(frozen=True)
