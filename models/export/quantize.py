@@ -90,6 +90,11 @@ def quantize_bundle(bundle: Path, out: Path, prompts: Sequence[str], max_error: 
     return reports
 
 
+def quantize_graph(graph: Path, calibrating: Sequence[Inputs], scratch: Path) -> Path:
+    """Write `graph` with all products in 8 bits to the folder `scratch`, whatever that costs; returns the new file."""
+    return _write(_quantize(_fold(graph, scratch), calibrating, ()), scratch, f"{graph.stem}-8-bits")
+
+
 def _quantize_denoiser(graph: Path, out: Path, recorded: Calibration, max_error: float) -> Report:
     """Quantise, measure, and keep more of the sensitive products in float32 until x0's error is small enough."""
     calibrating, judging = recorded.split()

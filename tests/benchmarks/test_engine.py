@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import engine, machine
+from benchmarks.contenders import MATMUL
 from tests.export.tiny import tiny_bundle
 
 TIMES = {
     "diffusers, float32: step": 8.0,
     "diffusers, float32: decode": 4.0,
-    "matmul, float32": 2 * engine.MATMUL**3 / 1e9,  # a peak of 1 GFLOP/s
+    "matmul, float32": 2 * MATMUL**3 / 1e9,  # a peak of 1 GFLOP/s
     "engine, OpenVINO f32: step": 2.0,
     "engine, OpenVINO f32: decode": 1.0,
     "engine, OpenVINO f32: control step": 3.0,
@@ -18,7 +19,7 @@ TIMES = {
 
 
 def test_figures_follow_from_the_times() -> None:
-    rows = {name: value for name, value, _ in engine.derive(TIMES, flops=10**9)}
+    rows = {name: value for name, value, _ in engine.derive("f32", TIMES, flops=10**9)}
     label = "engine, OpenVINO f32"
     assert rows == pytest.approx(
         {
@@ -34,13 +35,16 @@ def test_figures_follow_from_the_times() -> None:
     )
 
 
-def test_bfloat16_rows_appear_only_with_their_times() -> None:
-    bf16 = {name.replace("f32", "bf16").replace("float32", "bfloat16"): value / 2 for name, value in TIMES.items()}
-    times = TIMES | bf16 | {"diffusers, bfloat16, compiled: step": 3.0}
-    rows = {name: value for name, value, _ in engine.derive(times, flops=10**9)}
+def test_bfloat16_is_compared_with_compiled_bfloat16_and_with_8_bits() -> None:
+    times = {name.replace("f32", "bf16"): value / 2 for name, value in TIMES.items() if "engine" in name}
+    times |= {"matmul, bfloat16": 1.0, "engine, OpenVINO int8 and bf16: step": 0.25}
+    times |= {name: value for name, value in TIMES.items() if "diffusers" in name}
+    times |= {"diffusers, bfloat16, compiled: step": 3.0}
+    rows = {name: value for name, value, _ in engine.derive("bf16", times, flops=10**9)}
     assert rows["engine, OpenVINO bf16: step, faster than diffusers bfloat16 compiled"] == 3.0
     assert rows["engine, OpenVINO bf16: step, faster than diffusers float32"] == 8.0
-    assert not any("bf16" in name for name, _, _ in engine.derive(TIMES, flops=1))
+    assert rows["engine, OpenVINO int8 and bf16: step, faster than diffusers float32"] == 32.0
+    assert rows["engine, OpenVINO int8 and bf16: step, faster than bf16"] == 4.0
 
 
 def test_the_demo_model_is_timed() -> None:
@@ -52,10 +56,13 @@ def test_the_demo_model_is_timed() -> None:
 def test_the_command_times_every_contender(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "engine.json"
     bundle = str(tiny_bundle()[1])
-    engine.main(["--size", "256", "--depth", "2", "--rounds", "1", "--bundle", bundle, "--json", str(out)])
+    engine.main(["--size", "256", "--depth", "2", "--int8", "--rounds", "1", "--bundle", bundle, "--json", str(out)])
     result = json.loads(out.read_text())
-    assert set(TIMES) <= set(result["seconds"]) and min(result["seconds"].values()) > 0
-    assert {"demo picture", "demo warm start"} <= set(result["seconds"])
+    times = result["seconds"]
+    assert set(TIMES) <= set(times["f32"]) and all(min(group.values()) > 0 for group in times.values())
+    assert set(times["demo"]) == {"demo picture", "demo warm start"}
+    last = "bf16" if machine.has_bf16() else "f32"
+    assert f"engine, OpenVINO int8 and {last}: step" in times[last]
     printed = capsys.readouterr().out
     assert ("bfloat16 rows are left out" in printed) is not machine.has_bf16()
     assert "OpenVINO f32: step, faster than diffusers float32" in printed
