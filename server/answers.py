@@ -24,7 +24,7 @@ ENCODE_SECONDS = 60.0
 
 
 class Answers:
-    """Encodes pictures in threads, and counts them."""
+    """Encodes pictures, large ones in threads, and counts them."""
 
     def __init__(self, model: str, metrics: Metrics) -> None:
         self._model = model
@@ -57,7 +57,7 @@ class Answers:
             )
             return Response(answer.model_dump_json(), media_type="application/json"), seconds
 
-        response, seconds = await self._threads.run(work)
+        response, seconds = await self._threads.run(work, at_once=pictures.quick(*(each.image for each in made)))
         self._count(seconds, len(made))
         return response
 
@@ -103,11 +103,13 @@ class Answers:
         async with aclosing(events):
             try:
                 async for index, event in _chain(first, events):
+                    quick = pictures.quick(event.image)
                     if isinstance(event, Preview):
-                        yield await self._threads.run(functools.partial(partial, index, event))
+                        yield await self._threads.run(functools.partial(partial, index, event), at_once=quick)
                         sent[index] += 1
                     else:
-                        data, seconds = await self._threads.run(functools.partial(completed, index, event))
+                        work = functools.partial(completed, index, event)
+                        data, seconds = await self._threads.run(work, at_once=quick)
                         self._count(seconds, 1)
                         yield data
             except (ApiError, *FAILURES, TimeoutError) as error:
@@ -115,7 +117,7 @@ class Answers:
                 yield frame(ErrorEvent(error=body_of(refusal)), "error")
 
     def _encode(self, order: Order, made: Picture | Preview) -> bytes:
-        """In a thread. What a PNG notes depends on the picture alone, so that the same picture is the same file."""
+        """What a PNG notes depends on the picture alone, so that the same picture is the same file."""
         notes: dict[str, str | int] | None = None
         if isinstance(made, Picture):
             notes = {"model": self._model, "seed": made.seed, "steps": made.steps, "size": _size(made)}

@@ -28,6 +28,16 @@ def engine_id(request_id: str) -> str:
     return f"{request_id}.{next(_serial)}"
 
 
+async def _single(client: EngineClient, request: GenerateRequest, request_id: str) -> AsyncGenerator[Event, None]:
+    """What happens to one picture, which is the last event."""
+    async with aclosing(client.submit(request, engine_id(request_id))) as events:
+        async for event in events:
+            yield event
+            if isinstance(event, Picture):
+                return
+    raise AssertionError("the engine ended a request without a picture or an error")
+
+
 async def stream(
     client: EngineClient, request: GenerateRequest, n: int, request_id: str
 ) -> AsyncGenerator[tuple[int, Event], None]:
@@ -38,17 +48,19 @@ async def stream(
     Raises:
         InvalidRequest, NotReady, Overloaded, DeadlineMissed, WorkerFailed, Cancelled: what the first failure was.
     """
+    if n == 1:
+        async with aclosing(_single(client, request, request_id)) as events:
+            async for event in events:
+                yield 0, event
+        return
     queue: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue()
 
     async def one(index: int) -> None:
         try:
             seeded = replace(request, seed=request.seed + index)
-            async with aclosing(client.submit(seeded, engine_id(request_id))) as events:
+            async with aclosing(_single(client, seeded, request_id)) as events:
                 async for event in events:
                     queue.put_nowait((index, event))
-                    if isinstance(event, Picture):
-                        return
-            raise AssertionError("the engine ended a request without a picture or an error")
         except Exception as error:
             queue.put_nowait(error)
 

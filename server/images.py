@@ -39,7 +39,7 @@ class Source:
 
 
 class ImageService:
-    """Answers image requests. Pictures are decoded and encoded in threads; the event loop only waits."""
+    """Answers image requests. Pictures are decoded and, if large, encoded in threads, while the event loop waits."""
 
     def __init__(self, client: EngineClient, metrics: Metrics, max_control_pixels: int) -> None:
         self._client = client

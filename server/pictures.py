@@ -1,4 +1,4 @@
-"""Pictures on the wire: control images in; PNG, JPEG or WebP out. Slow enough that callers run it in a thread."""
+"""Pictures on the wire: control images in; PNG, JPEG or WebP out. Callers do it in threads, but for what is `quick`."""
 
 import base64
 import binascii
@@ -24,6 +24,8 @@ DEFAULT_QUALITY = 90  # of JPEG and WebP
 MAX_SCANS = 64
 # Base64 is read in pieces, because the interpreter lock is held for each.
 _PIECE = 1 << 18
+# Encoding less takes a millisecond or two, of which waking a thread for it would be a good part.
+_QUICK = 1 << 16  # bytes of pixels
 
 
 class PictureError(ValueError):
@@ -144,6 +146,11 @@ def encode(
         case "webp":
             picture.save(buffer, "WEBP", quality=quality, method=2)
     return buffer.getvalue()
+
+
+def quick(*images: Pixels) -> bool:
+    """Whether encoding all of `images` may well be done on the event loop."""
+    return sum(image.nbytes for image in images) <= _QUICK
 
 
 def to_png(pixels: Pixels) -> bytes:

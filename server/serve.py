@@ -8,6 +8,7 @@ from functools import partial
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from engine.bundle import Bundle
 from engine.options import PoolOptions
@@ -50,13 +51,21 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
             server.should_exit = True
 
     metrics = Metrics()
-    limits = ConnectionLimits(settings.max_connections, settings.head_seconds, metrics.refused)
     options = PoolOptions(
         capacity=settings.queue, logging=partial(logs.configure, settings.log_format, settings.log_level)
     )
     client = Pool(bundle, settings.backends(), options, progress)
-    config = uvicorn.Config(
-        create_app(settings, client, metrics, loaded),
+    server = uvicorn.Server(configure(create_app(settings, client, metrics, loaded), settings, metrics))
+    server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
+
+
+def configure(app: FastAPI, settings: Settings, metrics: Metrics) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    limits = ConnectionLimits(settings.max_connections, settings.head_seconds, metrics.refused)
+    return uvicorn.Config(
+        app,
         http=guarded(limits),
         timeout_keep_alive=settings.keep_alive_seconds,
         log_config=None,
@@ -68,10 +77,6 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
         ws_per_message_deflate=False,  # pictures are compressed already
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    server = uvicorn.Server(config)
-    server.run(sockets=[listener])
-    if failures:
-        raise failures[0]
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

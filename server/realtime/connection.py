@@ -260,7 +260,8 @@ class Connection:
 
     async def _encode(self, image: pictures.Pixels, settings: SessionSettings) -> bytes:
         return await self._service.threads.run(
-            lambda: pictures.encode(image, settings.output_format, settings.output_compression)
+            lambda: pictures.encode(image, settings.output_format, settings.output_compression),
+            at_once=pictures.quick(image),
         )
 
     def _show_preview(self, item: Input, preview: Preview, data: bytes) -> None:

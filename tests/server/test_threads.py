@@ -49,6 +49,17 @@ async def test_work_that_takes_too_long_is_given_up_and_keeps_its_place() -> Non
     threads.close()
 
 
+async def test_work_at_once_needs_no_thread_and_waits_for_none() -> None:
+    threads = BoundedThreads("test", threads=1, waiting=0, seconds=60)
+    gate = threading.Event()
+    running = asyncio.create_task(threads.run(lambda: gate.wait(60)))
+    await asyncio.sleep(0)
+    assert await threads.run(threading.get_ident, at_once=True) == threading.get_ident()
+    gate.set()
+    assert await running
+    threads.close()
+
+
 async def test_errors_pass_through() -> None:
     threads = BoundedThreads("test", threads=1, waiting=0, seconds=60)
     for _ in range(3):
