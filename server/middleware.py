@@ -11,7 +11,8 @@ from server.origins import OriginGate, known_hosts
 from server.request_id import RequestId
 from server.security import SecurityHeaders
 from server.settings import Settings
-from server.tracing import Tracer, Tracing
+from server.spans import Tracer
+from server.tracing import Tracing
 
 _METHODS = ("GET", "POST", "DELETE")
 

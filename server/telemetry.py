@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from server.tracing import Span
+from server.spans import Span
 
 
 class OtlpTracer:
@@ -29,7 +29,7 @@ class OtlpTracer:
 
     @contextmanager
     def start(self, name: str, route: str, method: str, headers: Mapping[str, str]) -> Iterator[Span]:
-        """See `server.tracing.Tracer`."""
+        """See `server.spans.Tracer`."""
         context = self._propagator.extract(headers)
         attributes = {"http.request.method": method, "http.route": route}
         with self._tracer.start_as_current_span(
@@ -38,7 +38,7 @@ class OtlpTracer:
             yield _OtlpSpan(self._tracer, span)
 
     def close(self) -> None:
-        """See `server.tracing.Tracer`."""
+        """See `server.spans.Tracer`."""
         self._provider.shutdown()
 
 

@@ -7,13 +7,14 @@ import logging
 import os
 import re
 import time
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from contextlib import nullcontext
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
 from server.metrics import Routes
+from server.spans import Tracer
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("server.access")
@@ -30,30 +31,6 @@ def parse_traceparent(header: bytes) -> tuple[str, str] | None:
     if match is None or (header[:2] == b"00" and len(header) != 55):
         return None
     return match[1].decode(), match[2].decode()
-
-
-class Span(Protocol):
-    """One request in a trace."""
-
-    def ids(self) -> dict[str, str]:
-        """trace_id and span_id."""
-        ...
-
-    def end(self, status: int, facts: dict[str, Any]) -> None:
-        """What came of it."""
-        ...
-
-
-class Tracer(Protocol):
-    """Begins spans; `server.telemetry` has the one that exports them."""
-
-    def start(self, name: str, route: str, method: str, headers: dict[str, str]) -> AbstractContextManager[Span]:
-        """A span around one request."""
-        ...
-
-    def close(self) -> None:
-        """Send what is left."""
-        ...
 
 
 def tracer(version: str) -> Tracer | None:
