@@ -1,7 +1,7 @@
 """Which requests run next: the order among them, how many share a call, and when each would be ready."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import inf
 
 from engine.costs import CostModel
@@ -33,7 +33,6 @@ class Planner:
     max_batch: int
     worth: float = 1.0
     reserve: float = 0.0
-    limits: Mapping[tuple[Stage, Shape], int] = field(default_factory=dict)
     stretch: float = 1.0
 
     @property
@@ -164,7 +163,7 @@ class Planner:
         costs as much as one sample, for b = n; where c(b) = fixed + b · marginal, for b = √(n · fixed / marginal).
         Requests yet to come count among those that wait (`worth`), so that near capacity throughput is all.
         """
-        most = min(mates, self.max_batch, self.limits.get((stage, shape), self.max_batch))
+        most = min(mates, self.max_batch)
         if most == 1:
             return 1
         behind = waiting * self.worth

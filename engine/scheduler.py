@@ -9,7 +9,7 @@ from engine.flight import Flight
 from engine.headroom import Headroom
 from engine.load import Load
 from engine.plan import Planner
-from engine.ticket import Finished, Refused, Shape, Stage, Ticket, Work
+from engine.ticket import Finished, Refused, Ticket, Work
 
 
 class Scheduler:
@@ -27,7 +27,6 @@ class Scheduler:
         self._capacity = capacity
         self._load = Load()
         self._headroom = Headroom()
-        self._limits: dict[tuple[Stage, Shape], int] = {}
         self._flights: dict[str, Flight] = {}
         self._keys: dict[Hashable, Flight] = {}
         self._tickets: dict[str, Flight] = {}
@@ -133,7 +132,7 @@ class Scheduler:
         return tuple(hopeless)
 
     def next(self, now: float) -> Work | None:
-        """What to do now; None if there is nothing. Every work handed out comes back through `finish` or `abandon`."""
+        """What to do now; None if there is nothing. Every work handed out comes back through `finish`."""
         flights = [flight for flight in self._flights.values() if not flight.busy]
         if not flights:
             return None
@@ -170,19 +169,9 @@ class Scheduler:
                 self._forget(flight)
         return tuple(finished)
 
-    def abandon(self, work: Work, max_batch: int | None = None) -> None:
-        """Note that a call failed without effect: its requests are as they were before.
-
-        With `max_batch`, calls of this stage and shape class are no larger from now on.
-        """
-        for flight in self._calls.pop(work)[1]:
-            flight.busy = False
-        if max_batch is not None:
-            self._limits[work.stage, work.shape] = max(max_batch, 1)
-
     def _planner(self, now: float, headroom: float = 0.0) -> Planner:
         worth, reserve = self._load.worth(now), self._load.reserve(now)
-        return Planner(self.costs, self._max_batch, worth, reserve, self._limits, 1.0 + headroom)
+        return Planner(self.costs, self._max_batch, worth, reserve, 1.0 + headroom)
 
     def _foreseeable(self, now: float) -> tuple[list[Flight], float]:
         """The computations as they will be when the calls that run have ended, and when that will be."""

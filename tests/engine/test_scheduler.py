@@ -141,17 +141,6 @@ def test_hopeless_requests_are_dropped():
     assert scheduler.next(6.0) is None
 
 
-def test_a_call_that_failed_is_done_again_smaller():
-    scheduler = Scheduler(CostModel(FLAT), 4, 8)
-    for id in "abcd":
-        scheduler.admit(ticket(id, encode=Preparation(text=False)), 0.0)
-    work = scheduler.next(0.0)
-    assert work is not None and len(work.ids) == 4
-    scheduler.abandon(work, max_batch=2)
-    works, ready = run(scheduler)
-    assert max(len(work.ids) for work in works) == 2 and len(ready) == 4
-
-
 def test_an_id_is_used_once_at_a_time():
     scheduler = Scheduler(CostModel(COSTS), 4, 8)
     scheduler.admit(ticket("a"), 0.0)
