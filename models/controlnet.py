@@ -37,6 +37,10 @@ class ControlNetTransformer(nn.Module):
         self.before_proj = zero_linear(width)
         self.after_proj = nn.ModuleList(zero_linear(width) for _ in range(depth))
 
+    def attached_to(self, base: DiT) -> "ControlledDiT":
+        """`base` with this branch at work."""
+        return ControlledDiT(base, self)
+
 
 class ControlledDiT(nn.Module):
     """A base transformer with its control branch; both read captions and timesteps in the same way."""

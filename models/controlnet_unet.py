@@ -28,6 +28,10 @@ class ControlNetUNet(ControlNetTransformer):
             raise ValueError(f"control depth must be in 1..{len(base.blocks) // 2}, not {depth}")
         super().__init__(base, depth)
 
+    def attached_to(self, base: DiT) -> "UNetControlledDiT":
+        """See `ControlNetTransformer.attached_to`."""
+        return UNetControlledDiT(base, self)
+
 
 class UNetControlledDiT(ControlledDiT):
     """A base transformer under a ControlNet-UNet; called like `ControlledDiT`."""

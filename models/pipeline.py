@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.config import PixArtConfig
 from models.consistency import NoiseSchedule, consistency_step
-from models.controlnet import ControlledDiT, ControlNetTransformer
+from models.controlnet import ControlNetTransformer
 from models.dit import DiT
 from models.positions import sincos_positions
 from models.text import TextEncoder
@@ -29,7 +29,7 @@ class Pipeline(nn.Module):
         self.schedule = NoiseSchedule(config.sampler)
         self.text_encoder = text_encoder
         self.dit = dit
-        self.controlled = None if controlnet is None else ControlledDiT(dit, controlnet)
+        self.controlled = None if controlnet is None else controlnet.attached_to(dit)
         self.vae_encoder = VaeEncoder(vae, config.latent)
         self.vae_decoder = VaeDecoder(vae, config.latent)
 

@@ -11,8 +11,9 @@ Copies of the first blocks learn to draw along an edge map (PixArt-δ, section 3
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from models.checkpoints import load_native
 from models.checkpoints.build import Modules, build
 from models.checkpoints.writer import write_safetensors
 from models.consistency import consistency_step
-from models.controlnet import ControlledDiT, ControlNetTransformer
+from models.controlnet import ControlNetTransformer
 from models.dit import DiT
 from models.pipeline import Pipeline
 from training import base as base_stage
@@ -84,13 +85,22 @@ class Condition:
 class ControlStage:
     """Only the control branch learns, on the frozen base or on the frozen student."""
 
-    def __init__(self, space: Workspace, base: TextToLatents, student: TextToLatents, config: ControlConfig) -> None:
+    def __init__(
+        self,
+        space: Workspace,
+        base: TextToLatents,
+        student: TextToLatents,
+        config: ControlConfig,
+        branch: Callable[[DiT], ControlNetTransformer] | None = None,
+    ) -> None:
+        """`branch` makes another one than the recipe's ControlNet-Transformer for the frozen transformer."""
         torch.manual_seed(config.loop.seed)
         self.space, self.student, self.config = space, student, config
         self.frozen = base if config.objective == "epsilon" else student
         self.data = encode_pairs(space, config.views, space.folder / "control-latents.pt")
-        self.model = ControlNetTransformer(self.frozen.dit, space.shape.controlnet_depth).requires_grad_(True)
-        self.controlled = ControlledDiT(self.frozen.dit, self.model)
+        make = branch or partial(ControlNetTransformer, depth=space.shape.controlnet_depth)
+        self.model = make(self.frozen.dit).requires_grad_(True)
+        self.controlled = self.model.attached_to(self.frozen.dit)
         self.feedback = EdgeFeedback(space.vae, space.latents.config)
         self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
             self.model, config.loop.lr, embedding_lr=config.loop.lr, matrices=("blocks", "proj")
