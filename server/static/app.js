@@ -7,9 +7,9 @@ const EXAMPLES = [
   "a red apple on a blue background",
   "a panda on a purple background",
   "a hamburger on a brown background",
-  "a cactus on a blue background",
-  "a polar bear on a teal background",
-  "a pineapple on a gray background",
+  "a rocket on a yellow background",
+  "a guitar on a red background",
+  "a castle on a pink background",
 ];
 const TYPING_PAUSE = 150; // milliseconds
 const SETTLED = 500; // after the last picture, it goes into the history and is announced
