@@ -69,8 +69,11 @@ def ask(url: str, requests: int) -> list[tuple[float, float, float]]:
             body = json.dumps({"prompt": PROMPT, "seed": seed})
             start = time.perf_counter()
             connection.request("POST", ROUTE, body, {"Content-Type": "application/json"})
-            answer = connection.getresponse().read()
+            response = connection.getresponse()
+            answer = response.read()
             total = time.perf_counter() - start
+            if response.status != 200:
+                raise SystemExit(f"the server answered {response.status}: {answer.decode()}")
             timings = json.loads(answer)["timings"]
             encode = timings.pop("encode")
             found.append((total, sum(timings.values()), encode))

@@ -25,7 +25,7 @@ class BoundedThreads:
         self._present = 0
 
     async def run(self, work: Callable[[], T], *, at_once: bool = False) -> T:
-        """The result of `work`. `at_once` does it here and now: for less than what waking a thread takes.
+        """The result of `work`. `at_once` does it on the event loop: for work little longer than waking a thread.
 
         Raises:
             Overloaded: too much waits already.
