@@ -112,7 +112,8 @@ def validate(request: GenerateRequest, manifest: Manifest) -> Job:
         seed=seed,
         steps=steps,
         size=size,
-        control=request.control,
+        # At strength 0 the branch adds nothing, so it is not run: the picture is the plain one to the last bit.
+        control=request.control if strength else None,
         control_kind=request.control_kind,
         strength=float(strength),
         min_steps=least,

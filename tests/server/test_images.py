@@ -88,8 +88,7 @@ def test_four_steps_are_the_default(create: Any) -> None:
 def test_control_changes_the_picture_and_strength_zero_does_not(create: Any) -> None:
     plain = create()["data"]
     assert create(control={"image": drawing()})["data"] != plain
-    without = pixels(create(control={"image": drawing(), "strength": 0}))[0].astype(int)
-    assert np.abs(without - pixels({"data": plain})[0]).max() <= 2
+    assert create(control={"image": drawing(), "strength": 0})["data"] == plain
 
 
 def test_a_drawing_on_paper_counts_as_edges(create: Any) -> None:
