@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from training import base as base_stage
 from training import config as recipes
 from training import distill as distill_stage
 from training.base import snr_weight
-from training.control_pairs import as_pictures, encode, encode_pairs, soft_edge_maps
+from training.control_pairs import as_pictures, encode, encode_pairs, sketches, soft_edge_maps
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
 from training.distill import consistency_function, pseudo_huber
@@ -51,6 +52,7 @@ class ControlConfig:
 
     Attributes:
         views: zoomed, shifted and mirrored views of every picture, encoded beforehand.
+        sketches: share of pictures whose edges are given as a sketch (`training.data.sketches`) instead of as they are.
         drop_caption: share of captions left empty.
         rollout: share of updates whose noisy latents come from sampling with the branch as it is, instead of from
             true pictures, so that it learns to mend what its own earlier steps have drawn.
@@ -59,6 +61,7 @@ class ControlConfig:
 
     loop: LoopConfig
     views: int = 4
+    sketches: float = 0.0
     drop_caption: float = 0.3
     snr_clip: float = 5.0
     objective: Literal["epsilon", "consistency"] = "epsilon"
@@ -117,7 +120,9 @@ class ControlStage:
             else captions.caption(space.data.subjects[subject], self.names[color], choice)
             for subject, color in self.data.pairs[index].tolist()
         ]
-        clean, control = self.data.pictures[index].float(), self.data.edges[index].float()
+        clean = self.data.pictures[index].float()
+        drawn = torch.rand(len(index), 1, 1, 1, generator=generator) < self.config.sketches
+        control = torch.where(drawn, self.data.sketches[index], self.data.edges[index]).float()
         ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
         with torch.no_grad(), mixed_precision():
             caption = self.frozen.text(ids, mask)
@@ -188,25 +193,23 @@ class ControlStage:
         """Nothing follows the average here."""
 
     def samples(self, average: Any) -> Tensor:
-        """Held-out pictures, their edges, and what the 4-step student draws along them."""
+        """Held-out pictures, what the student draws without control, then edges and sketches, each above their like."""
         space = self.space
         held = [i for i, s in enumerate(space.data.subjects) if emoji.is_held_out_picture(s)]
         held = held[:: max(1, len(held) // 8)][:8]
         color = torch.arange(len(held))
         shown = space.data.composite(torch.tensor(held), emoji.background_colors()[color])
         texts = [captions.canonical(space.data.subjects[i], self.names[c]) for i, c in zip(held, color, strict=True)]
-        edges = as_pictures(soft_edge_maps(shown))
-        rows = [shown, edges]
+        edges = soft_edge_maps(shown)
+        drawn = sketches(edges, torch.from_numpy(space.data.pictures[held, 3]), np.random.default_rng(1))
         ids, mask = tokenize(space.tokenizer, texts, space.shape.max_tokens)
-        caption, noise = (
-            self.student.text(ids, mask),
-            seeded_noise(range(len(held)), 4, space.latents.latents.shape[2:]),
-        )
+        caption = self.student.text(ids, mask)
+        noise = seeded_noise(range(len(held)), 4, space.latents.latents.shape[2:])
         pipeline = Pipeline(space.config, self.student.text, self.student.dit, space.vae, average)
-        rows += [
-            to_pictures(space, pipeline.denoise(caption, mask, noise, control, torch.ones(len(held))))
-            for control in (encode(space, edges), None)
-        ]
+        rows = [shown, to_pictures(space, pipeline.denoise(caption, mask, noise))]
+        for asked in (as_pictures(edges), as_pictures(drawn)):
+            control = encode(space, asked)
+            rows += [asked, to_pictures(space, pipeline.denoise(caption, mask, noise, control, torch.ones(len(held))))]
         return torch.stack(rows)
 
 

@@ -46,6 +46,7 @@ loop = {{ steps = 1, batch = 4, lr = 1e-3 }}
 subjects = 40
 backgrounds = 40
 controls = 40
+sketches = 20
 frechet = 40
 references = 60
 teacher_steps = 3
@@ -173,7 +174,7 @@ def test_the_command_prints_a_table_and_writes_json(
     )
     assert measures["control"]["held_out_subjects"] >= 1
     assert len(result["grid"]) == 64
-    for row in ("subject top-5", "background ΔE", "control F-score", "Fréchet, latent: student_4"):
+    for row in ("subject top-5", "background ΔE", "control F-score", "sketch recall", "Fréchet, latent: student_4"):
         assert row in printed
     assert grid.exists()
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from training.evaluation.control import Mask, control_score, edge_lines, match_edges, thin
+from training.data.lines import Mask, edge_lines, thin
+from training.evaluation.control import control_score, match_edges
 
 
 def brute_force(edges: Mask, control: Mask, tolerance: float) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ from training.evaluation.sampler import Pictures, sample
 
 GROUPS = ("animals", "food")
 CONFIG = demo.EvaluationConfig(
-    subjects=40, backgrounds=30, controls=12, frechet=40, references=80, frechet_steps=(1, 4), batch=7
+    subjects=40, backgrounds=30, controls=12, sketches=12, frechet=40, references=80, frechet_steps=(1, 4), batch=7
 )
 
 
@@ -133,6 +133,11 @@ def test_a_perfect_model_has_full_marks(draws: Draws) -> None:
     control = demo.control(model, draws, CONFIG)
     assert control["with_control"]["f_score"] == 1.0
     assert control["ratio"] == 1.0
+    sketch = demo.sketch(model, draws, CONFIG)
+    # A sketch's lines are not quite in place, so not all lie within two pixels of the picture's edges.
+    assert sketch["with_control"] == sketch["without_control"]
+    assert sketch["with_control"]["recall"] > 0.9
+    assert sketch["with_control"]["top1"] == 1.0
     assert max(count for count, _, _ in model.calls) == CONFIG.batch
     assert {steps for _, steps, _ in model.calls} == {4}
 
@@ -146,6 +151,9 @@ def test_a_model_that_ignores_its_caption_has_poor_ones(draws: Draws) -> None:
     control = demo.control(model, draws, CONFIG)
     assert control["with_control"]["f_score"] == 1.0
     assert control["ratio"] > 1.3
+    sketch = demo.sketch(model, draws, CONFIG)
+    assert sketch["with_control"]["recall"] > sketch["without_control"]["recall"] + 0.2
+    assert sketch["without_control"]["top5"] < 0.5
 
 
 def test_frechet_figures_fall_with_steps_and_compare_with_the_teacher(draws: Draws) -> None:
@@ -177,12 +185,14 @@ def test_table_tells_hits_from_misses(draws: Draws) -> None:
         assert sum(word in line for line in lines) == 2
     measures = {
         "control": demo.control(good, draws, CONFIG),
+        "sketch": demo.sketch(good, draws, CONFIG),
         "frechet": demo.frechet(Blurred(draws), Blurred(draws), draws, CONFIG, {"colors": colors}),
         "clip": {"mean": 31.25, "pictures": 40},
     }
     text = report.as_text({"measures": measures, "config": {"steps": 4}})
     assert "Fréchet, colors: student_4" in text
     assert "≤ 1.25" in text
+    assert "12 sketches of seen subjects" in text
     assert "31.25" in text
 
 

@@ -1,7 +1,9 @@
 """What teaches the control branch beside the true pictures: its own sampling, and its own pictures' edges."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -14,6 +16,7 @@ from models.pipeline import Pipeline
 from tests.training.conftest import draw_pictures
 from tests.training.test_stages import DEMO_BUNDLE, EMOJI_RECIPE
 from training import config as recipes
+from training.control_pairs import bend
 from training.controlnet import Condition, ControlConfig, ControlStage, text_to_latents
 from training.feedback import EdgeFeedback, soft_edges
 from training.loop import LoopConfig
@@ -137,6 +140,34 @@ def test_the_loss_reaches_the_branch_alone(stage: ControlStage) -> None:
     assert not any(
         parameter.requires_grad for parameter in (*stage.student.parameters(), *stage.space.vae.parameters())
     )
+
+
+def test_sketches_stand_in_for_edges(stage: ControlStage) -> None:
+    losses = {}
+    for share in (0.0, 1.0):
+        stage.config = replace(stage.config, sketches=share)
+        edges, sketches = stage.data.edges, stage.data.sketches
+        stage.data = replace(stage.data, **{"edges" if share else "sketches": torch.full_like(edges, torch.nan)})
+        losses[share] = stage.loss(0, torch.Generator().manual_seed(3))[0].item()
+        stage.data = replace(stage.data, edges=edges, sketches=sketches)
+    stage.config = replace(stage.config, sketches=0.0)
+    assert losses[0.0] != losses[1.0]
+    assert all(np.isfinite(loss) for loss in losses.values())
+
+
+def test_bending_keeps_the_picture_and_its_place() -> None:
+    """Every colour stays one of the picture's, nothing leaves the frame, and two pictures are bent differently."""
+    picture = torch.zeros(8, 4, 64, 64)
+    picture[:, :, 16:48, 16:48] = 255
+    bent = bend(picture, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
+    assert bent.shape == picture.shape
+    assert bent.min() >= 0
+    assert bent.max() <= 255.01  # interpolation rounds
+    share = bent.sum(dim=(1, 2, 3)) / picture.sum(dim=(1, 2, 3))
+    assert (share > 0.4).all()
+    assert (share < 1.4).all()
+    assert (bent[0] - bent[1]).abs().mean() > 1
+    assert bent[:, :, [0, -1]].abs().max() == 0
 
 
 def test_epsilon_has_no_jumps_to_judge() -> None:

@@ -26,11 +26,11 @@ from training.evaluation.sampler import Sampler, sample
 from training.evaluation.torch_samplers import StudentSampler, student_of_bundle, student_of_run, teacher_of_run
 from training.workspace import Workspace
 
-MEASURES = ("subject", "background", "control", "frechet")
+MEASURES = ("subject", "background", "control", "sketch", "frechet")
 
 
 def _arguments() -> Namespace:
-    parser = recipes.command_line("Judge the demo model: subject, background, control, Fréchet distance.")
+    parser = recipes.command_line("Judge the demo model: subject, background, control, sketch, Fréchet distance.")
     parser.add_argument("--bundle", type=Path, help="folder of the bundle to judge")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     parser.add_argument("--grid", type=Path, help="also write an 8×8 page of samples to this PNG")
@@ -46,7 +46,7 @@ def _arguments() -> Namespace:
 
 def _config(recipe: dict[str, Any], scale: float) -> demo.EvaluationConfig:
     table = dict(recipe.get("evaluation", {}))
-    for name in ("subjects", "backgrounds", "controls", "frechet", "references"):
+    for name in ("subjects", "backgrounds", "controls", "sketches", "frechet", "references"):
         whole = table.get(name, getattr(demo.EvaluationConfig, name))
         table[name] = max(4, round(whole * scale))
     return recipes.parse(demo.EvaluationConfig, table, "evaluation")
@@ -89,6 +89,7 @@ def evaluate(args: Namespace) -> dict[str, Any]:
         "subject": lambda: demo.subject(student, draws, config),
         "background": lambda: demo.background(student, draws, config),
         "control": lambda: demo.control(student, draws, config),
+        "sketch": lambda: demo.sketch(student, draws, config),
         "frechet": lambda: demo.frechet(student, teacher, draws, config, _extractors(args, student)),
     }
     steps = {name: step for name, step in steps.items() if name in args.only}

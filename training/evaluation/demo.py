@@ -1,15 +1,17 @@
-"""The demo model's own measures: subject, background, control, and the student beside its teacher."""
+"""The demo model's own measures: subject, background, control, sketch, and the student beside its teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.data.colors import BACKGROUNDS
+from training.data.lines import edge_lines
 from training.evaluation.background import corner_difference
-from training.evaluation.control import control_score, soft_edges
-from training.evaluation.draws import Draws
+from training.evaluation.control import control_score, match_edges, soft_edges
+from training.evaluation.draws import Draws, Pair
 from training.evaluation.features import FeatureExtractor, PictureFeatures, extract
 from training.evaluation.frechet import Moments, between
 from training.evaluation.retrieval import ranks
@@ -23,6 +25,7 @@ class EvaluationConfig:
     subjects: int = 300
     backgrounds: int = 300
     controls: int = 100
+    sketches: int = 100
     frechet: int = 300
     references: int = 1000
     steps: int = 4
@@ -44,24 +47,28 @@ def subject(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
     """Do a picture's nearest training pictures hold its caption's label? Captions of seen subjects on white."""
     pairs = draws.subjects_on_white(config.subjects)
     pictures = sample(student, draws.captions(pairs), draws.seeds(1, len(pairs)), config.steps, batch=config.batch)
-    features = PictureFeatures()
-    gallery = extract(features, draws.pictures([(i, "white") for i in draws.seen]))
-    place = {i: k for k, i in enumerate(draws.seen)}
-    own = np.array([place[i] for i, _ in pairs])
-    rank = ranks(extract(features, pictures), gallery, own)
+    rank = _ranks(pictures, pairs, draws)
     groups: dict[str, list[bool]] = {}
     for (i, _), r in zip(pairs, rank, strict=True):
         groups.setdefault(draws.data.subjects[i].group, []).append(bool(r < 5))
     return {
         "captions": len(pairs),
         "subjects": len(set(pairs)),
-        "gallery": len(gallery),
+        "gallery": len(draws.seen),
         "top1": float((rank < 1).mean()),
         "top5": float((rank < 5).mean()),
-        "top5_chance": 5 / len(gallery),
+        "top5_chance": 5 / len(draws.seen),
         "top5_by_group": {name: float(np.mean(hits)) for name, hits in groups.items()},
         "missed": {draws.data.subjects[i].label: int(r) for (i, _), r in zip(pairs, rank, strict=True) if r >= 5},
     }
+
+
+def _ranks(pictures: Pictures, pairs: Sequence[Pair], draws: Draws) -> NDArray[np.int_]:
+    """How many other seen subjects on white look more like each picture than its own does."""
+    features = PictureFeatures()
+    gallery = extract(features, draws.pictures([(i, "white") for i in draws.seen]))
+    place = {i: k for k, i in enumerate(draws.seen)}
+    return ranks(extract(features, pictures), gallery, np.array([place[i] for i, _ in pairs]))
 
 
 def background(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
@@ -111,6 +118,37 @@ def control(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
         **scores,
         "ratio": with_control / without if without else None,
     }
+
+
+def sketch(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
+    """Does a picture follow a sketch, and still show its subject? Sketches of seen subjects on white.
+
+    Recall: the share of the sketch's lines that are edges of the picture. What else the picture has is its own affair.
+    """
+    pairs = draws.subjects_on_white(config.sketches)
+    asked = draws.sketches(pairs)
+    lines = [edge_lines(one[..., 0], 128) for one in asked]
+    captions, seeds = draws.captions(pairs), draws.seeds(6, len(pairs))
+    result: Result = {"pictures": len(pairs), "strength": config.control_strength, "tolerance": config.edge_tolerance}
+    for name, given in (("with_control", asked), ("without_control", None)):
+        pictures = sample(
+            student,
+            captions,
+            seeds,
+            config.steps,
+            batch=config.batch,
+            control=given,
+            strength=config.control_strength,
+        )
+        found = [edge_lines(one[..., 0], config.edge_threshold) for one in soft_edges(pictures)]
+        matches = [match_edges(*both, config.edge_tolerance) for both in zip(found, lines, strict=True)]
+        rank = _ranks(pictures, pairs, draws)
+        result[name] = {
+            "recall": float(np.mean([match.recall for match in matches])),
+            "top1": float((rank < 1).mean()),
+            "top5": float((rank < 5).mean()),
+        }
+    return result
 
 
 def frechet(

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from training.data import emoji
 from training.data.captions import canonical
 from training.data.colors import BACKGROUNDS
+from training.data.sketches import sketch
+from training.evaluation.control import soft_edges
 from training.evaluation.sampler import Pictures
 
 Pair = tuple[int, str]
@@ -68,3 +70,12 @@ class Draws:
         colors = torch.tensor([BACKGROUNDS[color] for _, color in pairs]) / 255
         values = (self.data.composite(index, colors) + 1) * 127.5
         return values.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+    def sketches(self, pairs: Sequence[Pair]) -> Pictures:
+        """Sketches of the true pictures of pairs, white on black."""
+        edges = soft_edges(self.pictures(pairs))
+        drawn = [
+            sketch(soft[..., 0], self.data.pictures[i, 3], np.random.default_rng((self.seed, 8, k)))
+            for k, (soft, (i, _)) in enumerate(zip(edges, pairs, strict=True))
+        ]
+        return np.stack(drawn)[..., None].repeat(3, axis=3)

@@ -46,6 +46,13 @@ def _control(figures: dict[str, Any]) -> Iterator[Row]:
     yield "  with ÷ without", shown, _verdict(ratio, TARGETS["control with ÷ without"]), ""
 
 
+def _sketch(figures: dict[str, Any]) -> Iterator[Row]:
+    with_control, without = figures["with_control"], figures["without_control"]
+    yield "sketch recall", f"{with_control['recall']:.1%}", "", f"{figures['pictures']} sketches of seen subjects"
+    yield "  without control", f"{without['recall']:.1%}", "", ""
+    yield "  subject top-1", f"{with_control['top1']:.1%}", "", ""
+
+
 def _frechet(figures: dict[str, Any], steps: int) -> Iterator[Row]:
     counted = f"{figures['pictures']} pictures, {figures['references']} references"
     for name, row in figures["extractors"].items():
@@ -68,6 +75,8 @@ def rows(result: dict[str, Any]) -> list[Row]:
         table += _background(measures["background"])
     if "control" in measures:
         table += _control(measures["control"])
+    if "sketch" in measures:
+        table += _sketch(measures["sketch"])
     if "frechet" in measures:
         table += _frechet(measures["frechet"], result["config"]["steps"])
     if "clip" in measures:
