@@ -4,13 +4,50 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from models.config import PixArtConfig
+from models.config import DiTConfig, PixArtConfig
 from models.consistency import NoiseSchedule, consistency_step
 from models.controlnet import ControlNetTransformer
 from models.dit import DiT
 from models.positions import sincos_positions
 from models.text import TextEncoder
 from models.vae import VaeDecoder, VaeEncoder
+
+
+def place_and_size(dit: DiTConfig, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Positions [1, N, W] for latents [B, C, H, W], and the size conditions that `DiT.forward` needs beside them."""
+    batch, _, height, width = latents.shape
+    rows, columns = height // dit.patch_size, width // dit.patch_size
+    position = sincos_positions(rows, columns, dit.width, dit.base_size, dit.interpolation_scale).to(latents.device)
+    if not dit.size_conditions:
+        return position, {}
+    pixels = torch.tensor([[8.0 * height, 8.0 * width]], device=latents.device).expand(batch, 2)
+    return position, {"resolution": pixels, "aspect_ratio": pixels[:, :1] / pixels[:, 1:]}
+
+
+@torch.no_grad()
+def denoise(
+    config: PixArtConfig, network: nn.Module, caption: Tensor, mask: Tensor, noise: Tensor, **control: Tensor
+) -> Tensor:
+    """Clean normalised latents [B, C, H, W] after S consistency steps.
+
+    Args:
+        network: a `DiT`, or a `ControlledDiT` with its `control_latents` [B, C, H, W] and `strength` [B] as `control`.
+        caption, mask: [B, L, width] and [B, L] from the text encoder.
+        noise: [S, B, C, H, W] standard normal; noise[0] is where sampling begins, noise[i] comes in after step i.
+    """
+    steps, batch = noise.shape[:2]
+    schedule = NoiseSchedule(config.sampler)
+    position, sizes = place_and_size(config.dit, noise[0])
+    latents = noise[0]
+    timesteps = schedule.timesteps(steps)
+    for index, t in enumerate(timesteps):
+        last = index + 1 == steps
+        coefficients = schedule.coefficients(t, None if last else timesteps[index + 1])
+        now = torch.full((batch,), t, device=noise.device)
+        eps = network(latents, now, caption, mask, position, **sizes, **control)
+        fresh = torch.zeros_like(latents) if last else noise[index + 1]
+        latents, _ = consistency_step(latents, eps, coefficients.to(noise.device).expand(batch, -1), fresh)
+    return latents
 
 
 class Pipeline(nn.Module):
@@ -26,14 +63,12 @@ class Pipeline(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.schedule = NoiseSchedule(config.sampler)
         self.text_encoder = text_encoder
         self.dit = dit
         self.controlled = None if controlnet is None else controlnet.attached_to(dit)
         self.vae_encoder = VaeEncoder(vae, config.latent)
         self.vae_decoder = VaeDecoder(vae, config.latent)
 
-    @torch.no_grad()
     def denoise(
         self,
         caption: Tensor,
@@ -42,38 +77,13 @@ class Pipeline(nn.Module):
         control_latents: Tensor | None = None,
         strength: Tensor | None = None,
     ) -> Tensor:
-        """Clean normalised latents [B, C, H, W] after S consistency steps.
-
-        Args:
-            caption, mask: [B, L, width] and [B, L] from the text encoder.
-            noise: [S, B, C, H, W] standard normal; noise[0] is where sampling begins, noise[i] comes in after step i.
-            control_latents, strength: [B, C, H, W] and [B], see `ControlledDiT`; for a model with a control branch.
-        """
-        steps, batch, _, height, width = noise.shape
-        dit = self.config.dit
-        rows, columns = height // dit.patch_size, width // dit.patch_size
-        position = sincos_positions(rows, columns, dit.width, dit.base_size, dit.interpolation_scale).to(noise.device)
-        conditions: dict[str, Tensor] = {}
-        if dit.size_conditions:
-            pixels = noise.new_tensor([[8 * height, 8 * width]]).expand(batch, 2)
-            conditions = {"resolution": pixels, "aspect_ratio": pixels[:, :1] / pixels[:, 1:]}
-        network: nn.Module = self.dit
-        if control_latents is not None:
-            if self.controlled is None or strength is None:
-                raise ValueError("control latents need a control branch and a strength")
-            network = self.controlled
-            conditions |= {"control_latents": control_latents, "strength": strength}
-
-        latents = noise[0]
-        timesteps = self.schedule.timesteps(steps)
-        for index, t in enumerate(timesteps):
-            last = index + 1 == steps
-            coefficients = self.schedule.coefficients(t, None if last else timesteps[index + 1])
-            now = torch.full((batch,), t, device=noise.device)
-            eps = network(latents, now, caption, mask, position, **conditions)
-            fresh = torch.zeros_like(latents) if last else noise[index + 1]
-            latents, _ = consistency_step(latents, eps, coefficients.to(noise.device).expand(batch, -1), fresh)
-        return latents
+        """`denoise` with the control branch if there are `control_latents` [B, C, H, W], at `strength` [B]."""
+        if control_latents is None:
+            return denoise(self.config, self.dit, caption, mask, noise)
+        if self.controlled is None or strength is None:
+            raise ValueError("control latents need a control branch and a strength")
+        control = {"control_latents": control_latents, "strength": strength}
+        return denoise(self.config, self.controlled, caption, mask, noise, **control)
 
     @torch.no_grad()
     def forward(

@@ -33,10 +33,10 @@ from training import base as base_stage
 from training import config as recipes
 from training import distill as distill_stage
 from training.base import snr_weight
+from training.consistency import consistency_function, pseudo_huber
 from training.control_pairs import as_pictures, encode, encode_pairs, sketches, soft_edge_maps
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
-from training.distill import consistency_function, pseudo_huber
 from training.feedback import EdgeFeedback
 from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents

@@ -1,29 +1,30 @@
 """Stage 3: latent consistency distillation. `python -m training.distill --config training/configs/emoji.toml`.
 
-The student learns to map any point of the teacher's guided DDIM trajectory to its end (Luo et al.,
-2023, "Latent Consistency Models", algorithm 1; PixArt-δ, section 2): one DDIM step of the guided
-teacher from t to t - k, then the student at t is drawn towards its own moving average at t - k.
+The student learns to map any point of the teacher's guided DDIM trajectory to its end (`training.consistency`): one
+DDIM step of the guided teacher from t to t - k, then the student at t is drawn towards its own moving average at t - k.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.consistency import NoiseSchedule
+from models.dit import DiT
 from models.pipeline import Pipeline
 from training import base as base_stage
 from training import config as recipes
 from training.base import BaseConfig, CaptionedLatents, sample_captions
+from training.consistency import distillation_loss, grid_timesteps, guided
 from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
 from training.precision import mixed_precision
-from training.sampling import ddim_step, seeded_noise, to_pictures, tokenize
+from training.sampling import seeded_noise, to_pictures, tokenize
 from training.workspace import Workspace
 
 
@@ -38,20 +39,6 @@ class DistillConfig:
     guidance: float = 3.0
     huber: float = 1e-3
     target_ema: float = 0.95
-
-
-def pseudo_huber(first: Tensor, second: Tensor, c: float) -> Tensor:
-    """sqrt(d² + c²) - c, averaged over all but the batch: [B, ...] → [B]."""
-    return (((first - second).square() + c * c).sqrt() - c).flatten(1).mean(dim=1)
-
-
-def consistency_function(schedule: NoiseSchedule, latents: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """f(x, t) = c_skip(t) x + c_out(t) x0(x, eps, t); for t < 0, on the data itself, the identity."""
-    at = t.clamp(min=0)
-    c_skip, c_out = schedule.boundary_scalings(at)
-    value = c_skip[:, None, None, None] * latents
-    value = value + c_out[:, None, None, None] * schedule.predict_x0(latents, eps, at)
-    return torch.where((t >= 0)[:, None, None, None], value, latents)
 
 
 class DistillStage:
@@ -74,25 +61,25 @@ class DistillStage:
         space, schedule = self.space, self.space.schedule
         clean, texts, _ = self.batches.draw(self.config.loop.batch, generator)
         batch = len(texts)
-        stride = schedule.config.train_timesteps // schedule.config.origin_steps
-        index = torch.randint(1, schedule.config.origin_steps + 1, (batch,), generator=generator)
-        t = index * stride - 1
-        t_next = t - stride
+        t = grid_timesteps(schedule, batch, generator)
         noisy = schedule.add_noise(clean, torch.randn(clean.shape, generator=generator), t)
         ids, mask = tokenize(space.tokenizer, [*texts, *[""] * batch], space.shape.max_tokens)
         position = self.teacher.position
-        with mixed_precision():
-            with torch.no_grad():
-                caption = self.teacher.text(ids, mask)
-                both = self.teacher.dit(noisy.repeat(2, 1, 1, 1), t.repeat(2), caption, mask, position).float()
-                conditional, unconditional = both.chunk(2)
-                guided = unconditional + self.config.guidance * (conditional - unconditional)
-                previous = ddim_step(schedule, noisy, guided, t, t_next)
-                caption, mask = caption[:batch], mask[:batch]
-                eps = self.target(previous, t_next.clamp(min=0), caption, mask, position).float()
-                goal = consistency_function(schedule, previous, eps, t_next)
-            eps = self.student(noisy, t, caption, mask, position).float()
-        loss = pseudo_huber(consistency_function(schedule, noisy, eps, t), goal, self.config.huber).mean()
+        with mixed_precision(), torch.no_grad():
+            caption = self.teacher.text(ids, mask)
+
+        def teacher(latents: Tensor, t: Tensor) -> Tensor:
+            with mixed_precision():
+                both = self.teacher.dit(latents.repeat(2, 1, 1, 1), t.repeat(2), caption, mask, position).float()
+            conditional, unconditional = both.chunk(2)
+            return guided(conditional, unconditional, self.config.guidance)
+
+        def predict(model: DiT, latents: Tensor, t: Tensor) -> Tensor:
+            with mixed_precision():
+                return model(latents, t, caption[:batch], mask[:batch], position).float()
+
+        student, target = partial(predict, self.student), partial(predict, self.target)
+        loss, goal = distillation_loss(schedule, teacher, student, target, noisy, t, self.config.huber)
         return loss, {"gap": (goal - clean).abs().mean().item()}
 
     def averaged(self, average: Any) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,18 +24,27 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long a stage runs, how fast it learns, and what it leaves behind on the way."""
+    """How long a stage runs, how fast it learns, and what it leaves behind on the way.
+
+    Attributes:
+        final_lr: share of `lr` at the last step of the cosine.
+        ema: decay of the moving average that the stage results in.
+        clip: largest norm of the gradient.
+        plain_attention: as matrix products, all scores in memory. On a CPU they beat the blockwise kernel at 64 tokens,
+            backward most of all; with thousands of tokens they would fill the memory.
+    """
 
     steps: int
     batch: int
     lr: float
     warmup: int = 100
-    final_lr: float = 0.0  # share of `lr` at the last step of the cosine
+    final_lr: float = 0.0
     ema: float = 0.999
     clip: float = 1.0
     seed: int = 0
     save_every: int = 250
     sample_every: int = 1000
+    plain_attention: bool = True
 
 
 class Stage(Protocol):
@@ -85,7 +95,7 @@ def save_grid(images: Tensor, path: Path) -> None:
     rows, columns, _, height, width = images.shape
     tiled = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(((tiled + 1) * 127.5).round().clamp(0, 255).byte().numpy()).save(path)
+    Image.fromarray(((tiled + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()).save(path)
 
 
 def save_atomically(state: Mapping[str, Any], path: Path) -> None:
@@ -98,7 +108,7 @@ def save_atomically(state: Mapping[str, Any], path: Path) -> None:
 
 def averaged_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     """The moving average that a finished or running stage left in `folder`: its tensors below `prefix`, without it."""
-    state: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True)["average"]
+    state: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["average"]
     prefix = f"module.{prefix}"
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
@@ -135,7 +145,7 @@ def run(stage: Stage, config: LoopConfig, folder: Path, *, log_every: int = 20) 
     average = AveragedModel(stage.model, multi_avg_fn=moving_average(config.ema))
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         start = int(state["step"])
         stage.model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
@@ -162,8 +172,7 @@ def run(stage: Stage, config: LoopConfig, folder: Path, *, log_every: int = 20) 
             for optimizer, lrs in zip(stage.optimizers, base_lrs, strict=True):
                 for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                     group["lr"] = lr * share
-            # With 64 tokens, plain matrix products beat the blockwise attention kernel on a CPU, backward most of all.
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH) if config.plain_attention else nullcontext():
                 loss, figures = stage.loss(step, step_generator(config.seed, step))
                 loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, config.clip)

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.consistency import NoiseSchedule
+from training.consistency import ddim_step, guided
 from training.model import TextToLatents
 from training.precision import mixed_precision
 
@@ -27,13 +27,6 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: int, multiple: i
     return ids, mask
 
 
-def ddim_step(schedule: NoiseSchedule, latents: Tensor, eps: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """One deterministic DDIM step (Song et al., 2021, eq. 12 with σ = 0); t_next = -1 means x0. t, t_next [B]."""
-    clean = schedule.predict_x0(latents, eps, t)
-    alpha_bar = torch.where(t_next >= 0, schedule.alphas_cumprod[t_next.clamp(min=0)], 1.0)[:, None, None, None]
-    return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * eps
-
-
 @torch.no_grad()
 def ddim(
     model: TextToLatents, space: "Workspace", texts: Sequence[str], noise: Tensor, *, steps: int, guidance: float
@@ -51,8 +44,8 @@ def ddim(
         with mixed_precision():
             eps = model.dit(torch.cat([latents, latents]), t, caption, mask, model.position).float()
         conditional, unconditional = eps.chunk(2)
-        guided = unconditional + guidance * (conditional - unconditional)
-        latents = ddim_step(schedule, latents, guided, t[:count], torch.full((count,), after))
+        eps = guided(conditional, unconditional, guidance)
+        latents = ddim_step(schedule, latents, eps, t[:count], torch.full((count,), after))
     return latents
 
 

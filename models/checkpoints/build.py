@@ -29,20 +29,40 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Modules
 
     Tensors that are of that type already are used where they are, on disk too.
     """
-    config = checkpoint.config
+    dit = build_dit(checkpoint, dtype)
+    text_encoder, vae = build_text_encoder(checkpoint, dtype), build_vae(checkpoint, dtype)
+    controlnet = None
+    if checkpoint.controlnet is not None:
+        with torch.device("meta"):
+            controlnet = ControlNetTransformer(DiT(checkpoint.config.dit), checkpoint.config.controlnet_depth)
+        _fill(controlnet, checkpoint.controlnet, dtype)
+    return Modules(dit, text_encoder, vae, controlnet)
+
+
+def build_dit(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> DiT:
+    """The transformer alone; see `build`."""
     with torch.device("meta"):
-        dit = DiT(config.dit)
-        text_encoder = TextEncoder(T5Config(**config.text), config.dit.width)
-        vae = AutoencoderKL.from_config(config.vae)
-        controlnet = ControlNetTransformer(dit, config.controlnet_depth) if checkpoint.controlnet else None
+        dit = DiT(checkpoint.config.dit)
     _fill(dit, checkpoint.dit, dtype)
+    return dit
+
+
+def build_text_encoder(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """T5 and the caption projection alone; see `build`."""
+    with torch.device("meta"):
+        text_encoder = TextEncoder(T5Config(**checkpoint.config.text), checkpoint.config.dit.width)
     _fill(text_encoder, checkpoint.text_encoder, dtype)
     # Assigned by name, the tied embedding became two parameters.
     text_encoder.t5.encoder.embed_tokens.weight = text_encoder.t5.shared.weight
+    return text_encoder
+
+
+def build_vae(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The autoencoder alone; see `build`."""
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(checkpoint.config.vae)
     _fill(vae, checkpoint.vae, dtype)
-    if controlnet is not None and checkpoint.controlnet is not None:
-        _fill(controlnet, checkpoint.controlnet, dtype)
-    return Modules(dit, text_encoder, vae, controlnet)
+    return vae
 
 
 def _fill(module: nn.Module, state: StateDict, dtype: torch.dtype) -> None:
