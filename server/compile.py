@@ -34,6 +34,8 @@ class CompileRequest:
     targets: tuple[str, ...] = ()
     out: Path | None = None
     controlnet: Path | None = None
+    hed: Path | None = None
+    lora: Path | None = None
     components: str | None = None
     name: str | None = None
     licence: str = "LicenseRef-unknown"
@@ -119,7 +121,7 @@ def _bundle(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
     folder = _bundle_folder(request.model)
     if folder is None:
         return _export(request, say)
-    for option, value in (("--controlnet", request.controlnet), ("--components", request.components)):
+    for option, value in _parts(request).items():
         if value is not None:
             raise CompileError(f"{option}: {folder} is a bundle, which is complete; give the checkpoint as --model")
     say(f"checking the bundle {folder}")
@@ -128,6 +130,16 @@ def _bundle(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
         return bundle
     _copy(bundle, request.out)
     return Bundle.load(request.out)
+
+
+def _parts(request: CompileRequest) -> dict[str, Path | str | None]:
+    """What may join a checkpoint, by option."""
+    return {
+        "--controlnet": request.controlnet,
+        "--hed": request.hed,
+        "--lora": request.lora,
+        "--components": request.components,
+    }
 
 
 def _bundle_folder(model: str) -> Path | None:
@@ -180,10 +192,9 @@ def _export_arguments(request: CompileRequest, out: Path) -> list[str]:
     name = request.name or re.sub(r"[^a-z0-9._-]+", "-", Path(request.model).stem.lower()).strip("-._") or "model"
     arguments = ["--weights", request.model, "--out", str(out), "--name", name, "--licence", request.licence]
     arguments += ["--origin", request.model]
-    if request.controlnet is not None:
-        arguments += ["--controlnet", str(request.controlnet)]
-    if request.components is not None:
-        arguments += ["--components", request.components]
+    for option, value in _parts(request).items():
+        if value is not None:
+            arguments += [option, str(value)]
     try:
         for profile in request.profiles:
             width, height = parse_profile(profile)
@@ -198,8 +209,9 @@ def _export_arguments(request: CompileRequest, out: Path) -> list[str]:
 def _fingerprint(request: CompileRequest) -> str:
     """Of the checkpoint's files, by name, length and time; a hub id is its own."""
     whole = hashlib.sha256()
-    for place in (Path(request.model), request.controlnet, Path(request.components or "")):
-        if place is None or not place.exists() or place == Path():
+    for name in (request.model, *_parts(request).values()):
+        place = Path(name or "")
+        if not place.exists() or place == Path():
             continue
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():

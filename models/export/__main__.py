@@ -57,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
             args.weights, controlnet=args.controlnet, lora=args.lora, components=args.components
         )
         modules = build(checkpoint)
+        if args.hed and modules.controlnet is None:
+            raise ValueError(f"--hed: {args.weights} has no control branch to find edges for; attach --controlnet")
         edges: nn.Module | None = None
         if modules.controlnet is not None:
             edges = read_hed(args.hed) if args.hed else SoftEdge()

@@ -14,6 +14,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     """What to compile, for what, and where to."""
     parser.add_argument("--model", required=True, help="hub id, checkpoint, bundle folder, or a zoo name such as emoji")
     parser.add_argument("--controlnet", type=Path, help="control branch to attach to a checkpoint")
+    parser.add_argument("--hed", type=Path, help="HED weights for --controlnet, whose edges are soft ones without")
+    parser.add_argument("--lora", type=Path, help="LoRA to merge into a checkpoint, such as LCM-LoRA")
     parser.add_argument("--components", help="T5, VAE and tokenizer for a .pth checkpoint: a folder or hub id")
     # Not `backend` and `precision`: those names are settings of the server.
     parser.add_argument("--backend", dest="compile_backend", required=True, choices=BACKENDS)
@@ -49,6 +51,8 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
         targets=_list(options.target),
         out=options.out,
         controlnet=options.controlnet,
+        hed=options.hed,
+        lora=options.lora,
         components=options.components,
         name=options.name,
         licence=options.licence,

@@ -6,19 +6,30 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
+from engine import noise
 from engine.backends import BackendOptions, CompileError, create
 from engine.backends.tensorrt.record import EngineStore
 from engine.bundle import Bundle
 from engine.compile import CompilePlan, compile_bundle
+from engine.generate import Generator
 from engine.manifest import CONTROL_MODULES, REQUIRED_MODULES, ModuleName, ModuleSpec, TensorSpec
 from engine.pipeline import Pipeline
 from engine.profiles import make_profiles
 from engine.request import GenerateRequest, validate
+from models.checkpoints import build, load_checkpoint
+from models.controlnet import ControlNetTransformer
+from models.hed import HED
+from models.pipeline import Pipeline as TorchPipeline
 from server.compile import CompileRequest, compile_model, table
+from tests.checkpoints.published import randomise, save_pipeline
 
 MODULES: tuple[ModuleName, ...] = (*REQUIRED_MODULES, *CONTROL_MODULES)
 RTX = CompileRequest("emoji", "tensorrt_rtx", "fp16", max_batch=2, targets=("sm80",))
@@ -137,6 +148,8 @@ def test_openvino_compiles_into_the_cache_that_serving_reads(tmp_path: Path) -> 
         ({"backend": "tensorrt"}, r"^tensorrt cannot be loaded .*; install it with: pip install"),
         ({"backend": "onnxruntime"}, r"^onnxruntime runs float32 graphs in f32"),
         ({"controlnet": Path("c.pth")}, r"^--controlnet: .* is a bundle, which is complete"),
+        ({"hed": Path("hed.h5")}, r"^--hed: .* is a bundle, which is complete"),
+        ({"lora": Path("lora")}, r"^--lora: .* is a bundle, which is complete"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_in_one_sentence(
@@ -158,6 +171,40 @@ def test_a_checkpoint_needs_a_place_and_has_to_be_pixarts(tmp_path: Path) -> Non
         compile_model(replace(RTX, model=str(other), out=tmp_path / "out"), quiet)
     with pytest.raises(CompileError, match=r"nothing: is no file, no folder and no hub id"):
         compile_model(replace(RTX, model="nothing", out=tmp_path / "out"), quiet)
+
+
+def test_a_published_checkpoint_with_branch_and_hed_draws_as_in_torch(tmp_path: Path) -> None:
+    published, out = tmp_path / "published", tmp_path / "bundle"
+    save_pipeline(published)
+    hed, branch = randomise(HED()), tmp_path / "control.safetensors"
+    save_file(hed.state_dict(), tmp_path / "hed.safetensors")
+    modules = build(load_checkpoint(published))
+    controlnet = randomise(ControlNetTransformer(modules.dit, 2))
+    save_file(controlnet.state_dict(), branch)
+    request = CompileRequest(str(published), "openvino", "fp32", ("64",), 2, out=out, threads=1)
+    with pytest.raises(CompileError, match=r"--hed: .* has no control branch"):
+        compile_model(replace(request, hed=tmp_path / "hed.safetensors"), quiet)
+    compile_model(replace(request, hed=tmp_path / "hed.safetensors", controlnet=branch), quiet)
+
+    picture = np.random.default_rng().integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    wanted = GenerateRequest("a red apple", seed=3, steps=2, control=picture, control_kind="picture", strength=0.7)
+    backend = create("openvino", BackendOptions(precision="f32", threads=1, cache=out / "engines"))
+    drawn = Generator(Bundle.load(out), backend).generate(wanted).images[0]
+    # The same in PyTorch, from the files as they were published.
+    config = modules.dit.config
+    pipeline = TorchPipeline(
+        load_checkpoint(published).config, modules.text_encoder, modules.dit, modules.vae, controlnet
+    )
+    ids = torch.tensor([Tokenizer.from_file(str(out / "tokenizer.json")).encode(wanted.prompt).ids])
+    shape = (1, config.in_channels, config.sample_size, config.sample_size)
+    start = torch.stack([torch.from_numpy(noise.normal(wanted.seed, step, shape)) for step in range(2)])
+    edges = hed(torch.from_numpy(picture)[None])
+    expected = pipeline(ids, torch.ones_like(ids), start, edges, torch.tensor([0.7]))[0].numpy()
+    assert expected.std() > 2
+    # Weights are stored in half precision.
+    assert np.abs(drawn.astype(int) - expected).mean() < 1
+    without = pipeline(ids, torch.ones_like(ids), start)[0].numpy()
+    assert np.abs(without.astype(int) - expected).mean() > 2
 
 
 def odd_module(folder: Path, operation: str) -> Bundle:
