@@ -91,24 +91,25 @@ def background(student: Sampler, draws: Draws, config: EvaluationConfig) -> Resu
     }
 
 
+def _with_and_without(
+    student: Sampler, captions: Sequence[str], seeds: Sequence[int], asked: Pictures, config: EvaluationConfig
+) -> dict[str, Pictures]:
+    """The same captions and seeds under the control pictures `asked`, and without."""
+    options: dict[str, Any] = {"batch": config.batch, "strength": config.control_strength}
+    return {
+        name: sample(student, captions, seeds, config.steps, control=given, **options)
+        for name, given in (("with_control", asked), ("without_control", None))
+    }
+
+
 def control(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
     """Do edges follow the control's? Edges and labels of held-out pictures, once with and once without control."""
     pairs = draws.pairs(draws.held_out, config.controls, salt=3)
     asked = soft_edges(draws.pictures(pairs))
     captions, seeds = draws.captions(pairs), draws.seeds(3, len(pairs))
     limits = {"threshold": config.edge_threshold, "tolerance": config.edge_tolerance}
-    scores = {}
-    for name, given in (("with_control", asked), ("without_control", None)):
-        pictures = sample(
-            student,
-            captions,
-            seeds,
-            config.steps,
-            batch=config.batch,
-            control=given,
-            strength=config.control_strength,
-        )
-        scores[name] = asdict(control_score(soft_edges(pictures), asked, **limits))
+    drawn = _with_and_without(student, captions, seeds, asked, config)
+    scores = {name: asdict(control_score(soft_edges(each), asked, **limits)) for name, each in drawn.items()}
     with_control, without = scores["with_control"]["f_score"], scores["without_control"]["f_score"]
     return {
         "pictures": len(pairs),
@@ -130,16 +131,7 @@ def sketch(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
     lines = [edge_lines(one[..., 0], 128) for one in asked]
     captions, seeds = draws.captions(pairs), draws.seeds(6, len(pairs))
     result: Result = {"pictures": len(pairs), "strength": config.control_strength, "tolerance": config.edge_tolerance}
-    for name, given in (("with_control", asked), ("without_control", None)):
-        pictures = sample(
-            student,
-            captions,
-            seeds,
-            config.steps,
-            batch=config.batch,
-            control=given,
-            strength=config.control_strength,
-        )
+    for name, pictures in _with_and_without(student, captions, seeds, asked, config).items():
         found = [edge_lines(one[..., 0], config.edge_threshold) for one in soft_edges(pictures)]
         matches = [match_edges(*both, config.edge_tolerance) for both in zip(found, lines, strict=True)]
         rank = _ranks(pictures, pairs, draws)
