@@ -7,18 +7,19 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.backends import CompileError
 from engine.bundle import MANIFEST, Bundle, BundleError
-from engine.compile import CompilePlan, ModuleReport, compile_bundle
+from engine.compile import PACKAGES, CompilePlan, ModuleReport, compile_bundle
 from engine.profiles import ProfileError, make_profiles, parse_profile
 from server.settings import DEMO_BUNDLE
 
 ENGINES = "engines"
 EXPORT_RECORD = "export.json"
+INT8 = "int8"
 INSTALL = "install it with: pip install 'pixart-delta-server[compile]'"
 
 
@@ -48,13 +49,14 @@ def compile_model(request: CompileRequest, say: Callable[[str], None]) -> list[M
     Raises:
         BundleError, CompileError: what cannot be done, and what to do; finished modules stay.
     """
-    bundle = _bundle(request, say)
+    bundle = (_eight_bit if request.precision == INT8 else _bundle)(request, say)
     try:
         profiles = tuple(make_profiles(bundle.manifest, request.profiles, request.max_batch))
     except ProfileError as error:
         raise CompileError(str(error)) from error
     folder = bundle.folder / ENGINES
-    plan = CompilePlan(request.backend, request.precision, profiles, folder, request.targets, request.threads)
+    precision = "auto" if request.precision == INT8 else request.precision
+    plan = CompilePlan(request.backend, precision, profiles, folder, request.targets, request.threads)
     reports = []
     with _Bar() as bar:
         for report in compile_bundle(bundle, plan, _typed_graph, bar.show):
@@ -132,6 +134,37 @@ def _bundle(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
     return Bundle.load(request.out)
 
 
+def _eight_bit(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
+    """The 8-bit variant in the folder `out`, made unless it was before; a checkpoint is exported beside it first."""
+    out = request.out
+    if request.backend in PACKAGES:
+        raise CompileError("int8 is for openvino and onnxruntime; compile for TensorRT in fp16, bf16 or fp32")
+    if out is None:
+        raise CompileError("an 8-bit variant is a bundle of its own: say where to with --out")
+    if _bundle_folder(request.model) is None:
+        request = replace(request, out=out.with_name(f"{out.name}-float"))
+    else:
+        request = replace(request, out=None)
+    source = _bundle(request, say)
+    if source.folder.resolve() == out.resolve():
+        raise CompileError(f"{out} is the bundle to quantise; an 8-bit variant needs a folder of its own")
+    stamp = {"quantised": hashlib.sha256(source.path(MANIFEST).read_bytes()).hexdigest()}
+    if _recorded(out) != stamp:
+        quantize = _models("models.export.quantize")
+        say(f"quantising {source.folder} to {out}: minutes")
+        _run(quantize.main, ["--bundle", str(source.folder), "--out", str(out)], request.model)
+        (out / EXPORT_RECORD).write_text(json.dumps(stamp), encoding="utf-8")
+    return Bundle.load(out)
+
+
+def _run(command: Callable[[list[str]], None], arguments: list[str], model: str) -> None:
+    """Run a command of `models`, whose way to refuse is to exit."""
+    try:
+        command(arguments)
+    except SystemExit as error:
+        raise CompileError(f"{model}: {str(error.code).removeprefix('error: ')}") from error
+
+
 def _parts(request: CompileRequest) -> dict[str, Path | str | None]:
     """What may join a checkpoint, by option."""
     return {
@@ -180,10 +213,7 @@ def _export(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
             say(f"{out} is incomplete; exporting anew")
     export = _models("models.export.__main__")
     say(f"exporting {model} to {out}")
-    try:
-        export.main(arguments)
-    except SystemExit as error:  # how that command reports what it refuses
-        raise CompileError(f"{model}: {str(error.code).removeprefix('error: ')}") from error
+    _run(export.main, arguments, model)
     (out / EXPORT_RECORD).write_text(json.dumps(stamp), encoding="utf-8")
     return Bundle.load(out)
 

@@ -22,8 +22,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         dest="compile_precision",
-        choices=("fp16", "bf16", "fp32"),
-        help="fp16 for TensorRT, else what `serve` takes by itself",
+        choices=("fp16", "bf16", "fp32", "int8"),
+        help="fp16 for TensorRT, else what `serve` takes by itself; int8: an 8-bit variant, not for TensorRT",
     )
     parser.add_argument("--profile", default="", help="sizes to compile for, e.g. 512,1024 or 640x384 (the bundle's)")
     parser.add_argument("--max-batch", type=int, help="samples in one call, at most (the bundle's, or 8)")

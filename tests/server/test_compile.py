@@ -29,6 +29,7 @@ from models.controlnet import ControlNetTransformer
 from models.hed import HED
 from models.pipeline import Pipeline as TorchPipeline
 from server.compile import CompileRequest, compile_model, table
+from server.settings import DEMO_BUNDLE
 from tests.checkpoints.published import randomise, save_pipeline
 
 MODULES: tuple[ModuleName, ...] = (*REQUIRED_MODULES, *CONTROL_MODULES)
@@ -147,6 +148,7 @@ def test_openvino_compiles_into_the_cache_that_serving_reads(tmp_path: Path) -> 
         ),
         ({"backend": "tensorrt"}, r"^tensorrt cannot be loaded .*; install it with: pip install"),
         ({"backend": "onnxruntime"}, r"^onnxruntime runs float32 graphs in f32"),
+        ({"precision": "int8"}, r"^int8 is for openvino and onnxruntime; compile for TensorRT in fp16"),
         ({"controlnet": Path("c.pth")}, r"^--controlnet: .* is a bundle, which is complete"),
         ({"hed": Path("hed.h5")}, r"^--hed: .* is a bundle, which is complete"),
         ({"lora": Path("lora")}, r"^--lora: .* is a bundle, which is complete"),
@@ -205,6 +207,32 @@ def test_a_published_checkpoint_with_branch_and_hed_draws_as_in_torch(tmp_path: 
     assert np.abs(drawn.astype(int) - expected).mean() < 1
     without = pipeline(ids, torch.ones_like(ids), start)[0].numpy()
     assert np.abs(without.astype(int) - expected).mean() > 2
+
+
+def test_an_8_bit_variant_needs_a_folder_of_its_own() -> None:
+    request = CompileRequest("emoji", "openvino", "int8", threads=1)
+    with pytest.raises(CompileError, match="say where to with --out"):
+        compile_model(request, quiet)
+    with pytest.raises(CompileError, match="is the bundle to quantise"):
+        compile_model(replace(request, out=DEMO_BUNDLE), quiet)
+
+
+@pytest.mark.slow
+def test_int8_quantises_once_and_compiles(tmp_path: Path) -> None:
+    published, out, said = tmp_path / "published", tmp_path / "bundle", list[str]()
+    save_pipeline(published)
+    request = CompileRequest(str(published), "openvino", "int8", ("64",), 2, out=out, threads=1)
+    compile_model(request, said.append)
+    assert (tmp_path / "bundle-float" / "manifest.json").is_file()
+    assert any(line.startswith("quantising") for line in said)
+    graph = onnx.load(out / "denoiser.onnx", load_external_data=False)
+    assert any(node.op_type == "QuantizeLinear" for node in graph.graph.node)
+    wanted = GenerateRequest("a red apple", seed=3, steps=2)
+    drawn = Generator(Bundle.load(out), create("openvino", BackendOptions(threads=1))).generate(wanted).images[0]
+    assert drawn.std() > 2
+    said.clear()
+    assert all(report.reused for report in compile_model(request, said.append))
+    assert not any(line.startswith(("quantising", "exporting")) for line in said)
 
 
 def odd_module(folder: Path, operation: str) -> Bundle:
