@@ -134,10 +134,12 @@ def test_a_perfect_model_has_full_marks(draws: Draws) -> None:
     assert control["with_control"]["f_score"] == 1.0
     assert control["ratio"] == 1.0
     sketch = demo.sketch(model, draws, CONFIG)
-    # A sketch's lines are not quite in place, so not all lie within two pixels of the picture's edges.
+    # Pictures drawn by heart do not follow sketches of bent ones.
     assert sketch["with_control"] == sketch["without_control"]
-    assert sketch["with_control"]["recall"] > 0.9
+    assert sketch["with_control"]["recall"] < 0.7
     assert sketch["with_control"]["top1"] == 1.0
+    # A sketch's lines are not quite in place, so not all lie within two pixels of the picture's edges.
+    assert sketch["bent_pictures"]["recall"] > 0.85
     assert max(count for count, _, _ in model.calls) == CONFIG.batch
     assert {steps for _, steps, _ in model.calls} == {4}
 
@@ -151,9 +153,7 @@ def test_a_model_that_ignores_its_caption_has_poor_ones(draws: Draws) -> None:
     control = demo.control(model, draws, CONFIG)
     assert control["with_control"]["f_score"] == 1.0
     assert control["ratio"] > 1.3
-    sketch = demo.sketch(model, draws, CONFIG)
-    assert sketch["with_control"]["recall"] > sketch["without_control"]["recall"] + 0.2
-    assert sketch["without_control"]["top5"] < 0.5
+    assert demo.sketch(model, draws, CONFIG)["without_control"]["top5"] < 0.5
 
 
 def test_frechet_figures_fall_with_steps_and_compare_with_the_teacher(draws: Draws) -> None:

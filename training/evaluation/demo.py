@@ -122,16 +122,18 @@ def control(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
 
 
 def sketch(student: Sampler, draws: Draws, config: EvaluationConfig) -> Result:
-    """Does a picture follow a sketch, and still show its subject? Sketches of seen subjects on white.
+    """Does a picture follow a sketch, and still show its subject? Sketches of seen subjects on white, bent.
 
     Recall: the share of the sketch's lines that are edges of the picture. What else the picture has is its own affair.
+    The bent pictures that were sketched are judged too: no better can be done.
     """
     pairs = draws.subjects_on_white(config.sketches)
-    asked = draws.sketches(pairs)
+    bent, asked = draws.sketches(pairs)
     lines = [edge_lines(one[..., 0], 128) for one in asked]
     captions, seeds = draws.captions(pairs), draws.seeds(6, len(pairs))
     result: Result = {"pictures": len(pairs), "strength": config.control_strength, "tolerance": config.edge_tolerance}
-    for name, pictures in _with_and_without(student, captions, seeds, asked, config).items():
+    drawn = _with_and_without(student, captions, seeds, asked, config)
+    for name, pictures in {**drawn, "bent_pictures": bent}.items():
         found = [edge_lines(one[..., 0], config.edge_threshold) for one in soft_edges(pictures)]
         matches = [match_edges(*both, config.edge_tolerance) for both in zip(found, lines, strict=True)]
         rank = _ranks(pictures, pairs, draws)

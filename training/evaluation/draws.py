@@ -6,15 +6,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.control_pairs import bend, sketches, soft_edge_maps
 from training.data import emoji
 from training.data.captions import canonical
 from training.data.colors import BACKGROUNDS
-from training.data.sketches import sketch
-from training.evaluation.control import soft_edges
 from training.evaluation.sampler import Pictures
 
 Pair = tuple[int, str]
 """Number of a subject in its set, and the name of a background."""
+
+
+def _as_images(pictures: torch.Tensor) -> Pictures:
+    """uint8 [B, H, W, 3] of pictures [B, 3, H, W] in -1..1."""
+    values = ((pictures + 1) * 127.5).round().clamp(0, 255).byte()
+    return values.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 class Draws:
@@ -68,14 +73,13 @@ class Draws:
         """The true pictures of pairs."""
         index = torch.tensor([i for i, _ in pairs])
         colors = torch.tensor([BACKGROUNDS[color] for _, color in pairs]) / 255
-        values = (self.data.composite(index, colors) + 1) * 127.5
-        return values.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return _as_images(self.data.composite(index, colors))
 
-    def sketches(self, pairs: Sequence[Pair]) -> Pictures:
-        """Sketches of the true pictures of pairs, white on black."""
-        edges = soft_edges(self.pictures(pairs))
-        drawn = [
-            sketch(soft[..., 0], self.data.pictures[i, 3], np.random.default_rng((self.seed, 8, k)))
-            for k, (soft, (i, _)) in enumerate(zip(edges, pairs, strict=True))
-        ]
-        return np.stack(drawn)[..., None].repeat(3, axis=3)
+    def sketches(self, pairs: Sequence[Pair]) -> tuple[Pictures, Pictures]:
+        """Bent pictures of pairs, which nobody could draw by heart, and sketches of them, white on black."""
+        index = torch.tensor([i for i, _ in pairs])
+        colors = torch.tensor([BACKGROUNDS[color] for _, color in pairs]) / 255
+        bent = bend(torch.from_numpy(self.data.pictures)[index], torch.Generator().manual_seed(self.seed))
+        shown = emoji.composite(bent, colors)
+        drawn = sketches(soft_edge_maps(shown), bent[:, 3].byte(), np.random.default_rng((self.seed, 8)))
+        return _as_images(shown), drawn.numpy()
