@@ -175,6 +175,18 @@ def test_a_checkpoint_needs_a_place_and_has_to_be_pixarts(tmp_path: Path) -> Non
         compile_model(replace(RTX, model="nothing", out=tmp_path / "out"), quiet)
 
 
+def test_what_joins_a_checkpoint_reaches_the_export(tmp_path: Path) -> None:
+    save_pipeline(tmp_path)
+    request = CompileRequest(str(tmp_path), "openvino", "fp32", ("64",), 2, out=tmp_path / "bundle")
+    with pytest.raises(CompileError, match=r"--hed: .* has no control branch"):
+        compile_model(replace(request, hed=tmp_path / "hed.safetensors"), quiet)
+    for option in ("controlnet", "lora"):
+        missing = tmp_path / f"no-{option}.safetensors"
+        with pytest.raises(CompileError, match=missing.name):
+            compile_model(replace(request, **{option: missing}), quiet)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
 def test_a_published_checkpoint_with_branch_and_hed_draws_as_in_torch(tmp_path: Path) -> None:
     published, out = tmp_path / "published", tmp_path / "bundle"
     save_pipeline(published)
@@ -184,8 +196,6 @@ def test_a_published_checkpoint_with_branch_and_hed_draws_as_in_torch(tmp_path: 
     controlnet = randomise(ControlNetTransformer(modules.dit, 2))
     save_file(controlnet.state_dict(), branch)
     request = CompileRequest(str(published), "openvino", "fp32", ("64",), 2, out=out, threads=1)
-    with pytest.raises(CompileError, match=r"--hed: .* has no control branch"):
-        compile_model(replace(request, hed=tmp_path / "hed.safetensors"), quiet)
     compile_model(replace(request, hed=tmp_path / "hed.safetensors", controlnet=branch), quiet)
 
     picture = np.random.default_rng().integers(0, 256, (64, 64, 3), dtype=np.uint8)
