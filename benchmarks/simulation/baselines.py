@@ -1,5 +1,6 @@
 """What others do, with the same interface as our scheduler: three ways to decide without looking at costs."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
@@ -33,7 +34,7 @@ class _Request:
         return not self.todo or self.step > 0
 
 
-class _Baseline:
+class _Baseline(ABC):
     """What baselines share: a queue of at most `capacity`, from which requests vanish that expire before they begin.
 
     Clients that gave up are dropped from the queue, as HTTP servers do when a connection closes; nothing is predicted.
@@ -66,8 +67,8 @@ class _Baseline:
         self._queue = [request for request in self._queue if request not in gone]
         return tuple(request.ticket.id for request in gone)
 
-    def next(self, now: float) -> Work | None:
-        raise NotImplementedError
+    @abstractmethod
+    def next(self, now: float) -> Work | None: ...
 
     def wake(self, now: float) -> float:
         return inf

@@ -1,13 +1,20 @@
-"""What both commands share: their options, and the model with its prepared data."""
+"""What both commands share: their options, the model with its prepared data, and how they refuse."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from models.checkpoints import Checkpoint, load_checkpoint
+from models.checkpoints import Checkpoint, CheckpointError, load_checkpoint
+from models.checkpoints.build import build_dit, build_vae
+from models.dit import DiT
 from training import config as recipes
+from training.published.device import Placement
 from training.published.prepared import PreparedSet
+from training.published.samples import Decoder
 
 
 def command_line(description: str) -> argparse.ArgumentParser:
@@ -20,8 +27,19 @@ def command_line(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def open_model(args: argparse.Namespace) -> tuple[Checkpoint, PreparedSet]:
-    """The checkpoint that the command line names, and data that was prepared for it.
+@dataclass(frozen=True)
+class Opened:
+    """What a stage is made of: the model as it was read, its transformer in float32, and data prepared for it."""
+
+    checkpoint: Checkpoint
+    dit: DiT
+    data: PreparedSet
+    place: Placement
+    decoder: Decoder
+
+
+def open_model(args: argparse.Namespace) -> Opened:
+    """The checkpoint, data and device that the command line names.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -30,4 +48,19 @@ def open_model(args: argparse.Namespace) -> tuple[Checkpoint, PreparedSet]:
     checkpoint = load_checkpoint(args.model, components=args.components)
     data = PreparedSet(args.data)
     data.check(checkpoint.config.dit)
-    return checkpoint, data
+    place = Placement.on(args.device)
+    decoder = Decoder(build_vae(checkpoint), checkpoint.config.latent, place.device)
+    return Opened(checkpoint, build_dit(checkpoint), data, place, decoder)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What cannot be used ends the command with one sentence.
+
+    Raises:
+        SystemExit: with the reason.
+    """
+    try:
+        yield
+    except (CheckpointError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints import CheckpointError
-from models.checkpoints.build import build_dit, build_vae
 from models.checkpoints.writer import write_safetensors
 from models.config import PixArtConfig
 from models.consistency import NoiseSchedule
@@ -27,7 +25,7 @@ from training import config as recipes
 from training.base import snr_weight
 from training.loop import LoopConfig, averaged_weights, run
 from training.published.blocks import recompute
-from training.published.command import command_line, open_model
+from training.published.command import command_line, open_model, refusals
 from training.published.device import Placement
 from training.published.prepared import Batch, PreparedSet
 from training.published.samples import Decoder
@@ -134,15 +132,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_line("Train a control branch on a published model.")
     parser.add_argument("--out", type=Path, help="also write the branch to this safetensors file, in half precision")
     args = parser.parse_args(arguments)
-    try:
+    with refusals():
         recipe = recipes.read(args.config)
         config = recipes.parse(ControlConfig, recipe["controlnet"], "controlnet")
-        checkpoint, data = open_model(args)
-        place = Placement.on(args.device)
-        decoder = Decoder(build_vae(checkpoint), checkpoint.config.latent, place.device)
-        stage = Control(checkpoint.config, build_dit(checkpoint), decoder, data, config, place)
-    except (CheckpointError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        opened = open_model(args)
+        pixart = opened.checkpoint.config
+        stage = Control(pixart, opened.dit, opened.decoder, opened.data, config, opened.place)
     folder = args.runs / recipe["name"] / "controlnet"
     run(stage, config.loop, folder)
     if args.out:

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints import CheckpointError, save_native
-from models.checkpoints.build import build_dit, build_vae
+from models.checkpoints import save_native
 from models.config import PixArtConfig
 from models.consistency import NoiseSchedule
 from models.dit import DiT
@@ -27,7 +26,7 @@ from training.consistency import distillation_loss, grid_timesteps, guided
 from training.distill import DistillConfig
 from training.loop import averaged_weights, run
 from training.published.blocks import recompute
-from training.published.command import command_line, open_model
+from training.published.command import command_line, open_model, refusals
 from training.published.device import Placement
 from training.published.prepared import Batch, PreparedSet
 from training.published.samples import Decoder
@@ -112,19 +111,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_line("Distil a published model into a 4-step consistency model.")
     parser.add_argument("--out", type=Path, help="also write the student as a checkpoint to this folder")
     args = parser.parse_args(arguments)
-    try:
+    with refusals():
         recipe = recipes.read(args.config)
         config = recipes.parse(DistillConfig, recipe["distill"], "distill")
-        checkpoint, data = open_model(args)
-    except (CheckpointError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        opened = open_model(args)
+        pixart = opened.checkpoint.config
+        stage = Distillation(pixart, opened.dit, opened.decoder, opened.data, config, opened.place)
     folder = args.runs / recipe["name"] / "distill"
-    place = Placement.on(args.device)
-    decoder = Decoder(build_vae(checkpoint), checkpoint.config.latent, place.device)
-    stage = Distillation(checkpoint.config, build_dit(checkpoint), decoder, data, config, place)
     run(stage, config.loop, folder)
     if args.out:
-        save_native(args.out, dataclasses.replace(checkpoint, dit=averaged_weights(folder, "student.")))
+        save_native(args.out, dataclasses.replace(opened.checkpoint, dit=averaged_weights(folder, "student.")))
         print(f"wrote {args.out}")
 
 
