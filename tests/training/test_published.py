@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,11 @@ def test_data_for_another_model_is_refused(
 ) -> None:
     other = tmp_path / "other"
     save_pipeline(other, num_layers=2)
+    more = shutil.copytree(pictures, tmp_path / "more")
+    (more / "metadata.jsonl").write_text((pictures / "metadata.jsonl").read_text().splitlines()[0])
+    command = ["--model", str(published[0]), "--out", str(prepared), "--soft-edges", "--device", "cpu", "--rows", "4"]
+    with pytest.raises(SystemExit, match="or other pictures"):
+        prepare.main([*command, "--pictures", str(more)])
     with pytest.raises(SystemExit, match="prepared with another model"):
         prepare.main(["--model", str(other), "--pictures", str(pictures), "--out", str(prepared), "--device", "cpu"])
     with pytest.raises(SystemExit, match="whose transformer is another"):

@@ -4,6 +4,7 @@ What was encoded before a stop is not encoded again when the command is repeated
 """
 
 import argparse
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,7 +118,10 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint = load_checkpoint(args.model, components=args.components)
         dit = checkpoint.config.dit
         kind = "hed" if args.hed else "soft" if args.soft_edges else None
-        describe(args.out, args.model, checkpoint.config, kind)
+        root = args.pictures.resolve()
+        named = [(one.path.relative_to(root).as_posix(), one.text) for one in pictures]
+        listing = hashlib.sha256(repr(named).encode()).hexdigest()
+        describe(args.out, args.model, checkpoint.config, kind, f"{listing}, {args.rows} in a shard")
         groups = by_size(pictures, 8 * dit.sample_size, dit.size_conditions)
         detector = read_hed(args.hed) if args.hed else SoftEdge() if args.soft_edges else None
         encoders = Encoders(checkpoint, detector, Placement.on(args.device))

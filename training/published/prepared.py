@@ -36,16 +36,21 @@ class Batch:
         return Batch(self.latents.to(device), self.caption.to(device), self.mask.to(device), edges)
 
 
-def describe(folder: Path, model: str, config: PixArtConfig, edges: str | None) -> None:
+def describe(folder: Path, model: str, config: PixArtConfig, edges: str | None, pictures: str) -> None:
     """Say what the folder's shards are made with; a folder that says otherwise is left as it is.
 
+    Args:
+        edges: which kind, if any.
+        pictures: which pictures, and how they are dealt to shards; any text that is another for others.
+
     Raises:
-        ValueError: it holds shards of another model, or of other edges.
+        ValueError: it holds shards of another model, of other edges or of other pictures.
     """
-    text = json.dumps({"model": model, "edges": edges, "config": to_json(config)}, indent=1) + "\n"
+    about = {"model": model, "edges": edges, "pictures": pictures, "config": to_json(config)}
+    text = json.dumps(about, indent=1) + "\n"
     path = folder / DESCRIPTION
     if path.exists() and path.read_text() != text:
-        raise ValueError(f"{folder}: was prepared with another model or other edges; name a new folder")
+        raise ValueError(f"{folder}: was prepared with another model, other edges or other pictures; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
