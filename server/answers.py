@@ -1,11 +1,11 @@
 """From the engine's pictures to the answer: JSON, the bytes of one picture, or server-sent events."""
 
-import base64
 import functools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from pybase64 import b64encode_as_string
 from starlette.responses import Response
 
 from engine.client import Event, Picture, Preview
@@ -46,7 +46,7 @@ class Answers:
             answer = ImageResponse(
                 created=int(time.time()),
                 data=[
-                    ImageData(b64_json=base64.b64encode(data).decode(), seed=each.seed, steps=each.steps)
+                    ImageData(b64_json=b64encode_as_string(data), seed=each.seed, steps=each.steps)
                     for data, each in zip(encoded, made, strict=True)
                 ],
                 output_format=order.format,
@@ -70,7 +70,7 @@ class Answers:
             return frame(
                 PartialImageEvent(
                     type=f"{order.kind}.partial_image",  # type: ignore[arg-type]
-                    b64_json=base64.b64encode(self._encode(order, event)).decode(),
+                    b64_json=b64encode_as_string(self._encode(order, event)),
                     created_at=int(time.time()),
                     output_format=order.format,
                     partial_image_index=sent[index],
@@ -83,7 +83,7 @@ class Answers:
 
         def completed(index: int, event: Picture) -> tuple[bytes, dict[str, float]]:
             start = time.perf_counter()
-            data = base64.b64encode(self._encode(order, event)).decode()
+            data = b64encode_as_string(self._encode(order, event))
             seconds = {**event.timings, "encode": time.perf_counter() - start}
             done = CompletedEvent(
                 type=f"{order.kind}.completed",  # type: ignore[arg-type]

@@ -1,19 +1,18 @@
 """Pictures on the wire: control images in; PNG, JPEG or WebP out. Callers do it in threads, but for what is `quick`."""
 
-import base64
-import binascii
 import io
 import json
-import zlib
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engine.manifest import Size
 from engine.request import ControlKind
+from server import png
 
 Pixels = NDArray[np.uint8]
 Format = Literal["png", "jpeg", "webp"]
@@ -23,8 +22,6 @@ MIN_SIDE = 8  # pixels
 DEFAULT_QUALITY = 90  # of JPEG and WebP
 # Each scan of a progressive JPEG passes over all pixels, and takes a few bytes; ten are usual.
 MAX_SCANS = 64
-# Base64 is read in pieces, because the interpreter lock is held for each.
-_PIECE = 1 << 18
 # Encoding less takes a millisecond or two, of which waking a thread for it would be a good part.
 _QUICK = 1 << 16  # bytes of pixels
 
@@ -41,12 +38,9 @@ def from_base64(text: str) -> bytes:
     """
     start = text.find(",", 0, 200) + 1 if text.startswith("data:") else 0
     try:
-        pieces = [base64.b64decode(text[at : at + _PIECE], validate=True) for at in range(start, len(text), _PIECE)]
-    except (binascii.Error, ValueError) as error:
+        return pybase64.b64decode(text[start:] if start else text, validate=True)
+    except ValueError as error:
         raise PictureError("is not base64") from error
-    if any(len(piece) * 4 != _PIECE * 3 for piece in pieces[:-1]):
-        raise PictureError("is not base64")  # padding in the middle
-    return b"".join(pieces)
 
 
 def dimensions(data: bytes, max_pixels: int) -> tuple[int, int]:
@@ -81,10 +75,20 @@ def decode(data: bytes, max_pixels: int, width: int, height: int) -> Pixels:
             upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
         except Exception as error:  # damaged files make the decoders raise nearly anything
             raise PictureError("is damaged and cannot be decoded") from error
-    picture = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    picture = _fit(upright, width, height)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return np.array(picture)
+
+
+def _fit(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Scaled to cover, then cropped about the centre: `ImageOps.fit`, in a quarter of its time for large pictures."""
+    scale = max(width / picture.width, height / picture.height)
+    kept_width, kept_height = min(width / scale, picture.width), min(height / scale, picture.height)
+    left, top = (picture.width - kept_width) / 2, (picture.height - kept_height) / 2
+    box = (left, top, min(left + kept_width, picture.width), min(top + kept_height, picture.height))
+    # A gap: averages over whole pixels come first, so far that the filter still sees three pixels for each of its own.
+    return picture.resize((width, height), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -133,20 +137,14 @@ def encode(
     pixels: Pixels, format: Format, quality: int = DEFAULT_QUALITY, notes: Mapping[str, str | int] | None = None
 ) -> bytes:
     """Encode uint8 [H, W, 3]. `quality` is 0 to 100, for JPEG and WebP; `notes` go into a PNG, as the text "pixart"."""
+    if format == "png":
+        return png.write(pixels, None if notes is None else {"pixart": json.dumps(notes)})
     buffer = io.BytesIO()
     picture = Image.fromarray(pixels)
-    match format:
-        case "png":
-            text = PngImagePlugin.PngInfo()
-            if notes is not None:
-                text.add_text("pixart", json.dumps(notes))
-            # What PNG's filters leave repeats itself only at distance one: looking for runs alone takes no longer than
-            # level 1's search, a quarter of the time of level 6, and gives files an eighth smaller than level 1.
-            picture.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=text)
-        case "jpeg":
-            picture.save(buffer, "JPEG", quality=quality)
-        case "webp":
-            picture.save(buffer, "WEBP", quality=quality, method=2)
+    if format == "jpeg":
+        picture.save(buffer, "JPEG", quality=quality)
+    else:
+        picture.save(buffer, "WEBP", quality=quality, method=2)
     return buffer.getvalue()
 
 
