@@ -11,28 +11,15 @@ import argparse
 import asyncio
 import json
 import random
-import re
-import subprocess
-import sys
 import time
-from collections import deque
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
 
+from benchmarks.client import Address, Answer, Client, pixart
+
 CLIENTS = 8
 PATIENCE = 60.0  # seconds that those wait for whom nothing is urgent
-ROUTE = "/v1/images/generations"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One request: its status, the seconds until its answer was there, and the Retry-After of a refusal."""
-
-    status: int
-    seconds: float
-    retry_after: int | None
 
 
 @dataclass(frozen=True)
@@ -51,45 +38,21 @@ class Report:
     retry_after: tuple[int, int]  # the least and the largest; (0, 0) if one was missing
 
 
-class Client:
-    """As many kept connections to one server as are needed at once."""
+class Prompts:
+    """Asks for pictures of prompts that were not asked for before."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._address = (host, port)
-        self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._serial = 0
 
     async def ask(self, deadline: float) -> Answer:
-        """Ask for one picture within `deadline` seconds, of a prompt that was not asked for before."""
+        """Ask for one picture within `deadline` seconds."""
         self._serial += 1
-        body = json.dumps({"prompt": f"a red apple, number {self._serial}", "timeout": deadline}).encode()
-        head = f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        start = time.perf_counter()
-        while True:
-            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(*self._address)
-            try:
-                writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-                answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-                break
-            except (asyncio.IncompleteReadError, ConnectionError):
-                writer.close()  # the server closed it while it was idle
-        length = re.search(r"content-length: (\d+)", answer)
-        await reader.readexactly(int(length[1]) if length else 0)
-        seconds = time.perf_counter() - start
-        if "connection: close" in answer:
-            writer.close()
-        else:
-            self._idle.append((reader, writer))
-        after = re.search(r"retry-after: (\d+)", answer)
-        return Answer(int(answer.split(" ", 2)[1]), seconds, int(after[1]) if after else None)
-
-    def close(self) -> None:
-        """Close the connections."""
-        for _, writer in self._idle:
-            writer.close()
+        body = {"prompt": f"a red apple, number {self._serial}", "timeout": deadline}
+        return await self._client.ask(json.dumps(body).encode())
 
 
-async def closed_loop(client: Client, seconds: float) -> float:
+async def closed_loop(prompts: Prompts, seconds: float) -> float:
     """Pictures a second, for clients that wait for their answers."""
     end = time.perf_counter() + seconds
     made = 0
@@ -97,14 +60,14 @@ async def closed_loop(client: Client, seconds: float) -> float:
     async def one() -> None:
         nonlocal made
         while time.perf_counter() < end:
-            answer = await client.ask(PATIENCE)
+            answer = await prompts.ask(PATIENCE)
             made += answer.status == 200 and time.perf_counter() < end
 
     await asyncio.gather(*(one() for _ in range(CLIENTS)))
     return made / seconds
 
 
-async def open_loop(client: Client, rate: float, seconds: float, deadline: float, seed: int = 0) -> list[Answer]:
+async def open_loop(prompts: Prompts, rate: float, seconds: float, deadline: float, seed: int = 0) -> list[Answer]:
     """Requests at random moments, `rate` a second on average."""
     random_numbers = random.Random(seed)
     start = time.perf_counter()
@@ -112,7 +75,7 @@ async def open_loop(client: Client, rate: float, seconds: float, deadline: float
     tasks: list[asyncio.Task[Answer]] = []
     while (moment := moment + random_numbers.expovariate(rate)) < seconds:
         await asyncio.sleep(start + moment - time.perf_counter())
-        tasks.append(asyncio.create_task(client.ask(deadline)))
+        tasks.append(asyncio.create_task(prompts.ask(deadline)))
     return list(await asyncio.gather(*tasks))
 
 
@@ -137,43 +100,19 @@ def summarise(capacity: float, answers: list[Answer], seconds: float, deadline: 
     )
 
 
-async def measure(host: str, port: int, factor: float, seconds: float, deadline: float) -> Report:
+async def measure(address: Address, factor: float, seconds: float, deadline: float) -> Report:
     """Measure a server that is ready."""
-    client = Client(host, port)
+    client = Client(address)
+    prompts = Prompts(client)
     try:
-        await closed_loop(client, seconds / 12)  # until its costs are known
-        capacity = await closed_loop(client, seconds / 6)
+        await closed_loop(prompts, seconds / 12)  # until its costs are known
+        capacity = await closed_loop(prompts, seconds / 6)
         if not capacity:
             raise SystemExit("the server makes no pictures")
-        answers = await open_loop(client, factor * capacity, seconds, deadline)
+        answers = await open_loop(prompts, factor * capacity, seconds, deadline)
         return summarise(capacity, answers, seconds, deadline)
     finally:
         client.close()
-
-
-def run(factor: float, seconds: float, deadline: float, options: list[str]) -> Report:
-    """Start a server, measure it, and stop it."""
-    command = [
-        str(Path(sys.executable).with_name("pixart")),
-        "serve",
-        "--port",
-        "0",
-        "--log-level",
-        "warning",
-        *options,
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            line = next((line for line in process.stderr if "ready: http" in line), "")
-            if not line:
-                raise SystemExit("the server did not start")
-            host, _, port = line.rpartition("//")[2].strip().rpartition(":")
-            return asyncio.run(measure(host, int(port), factor, seconds, deadline))
-        finally:
-            process.terminate()
-            with suppress(ValueError):
-                process.communicate(timeout=60)
 
 
 def main() -> None:
@@ -184,7 +123,8 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=2.0, help="of each request, in seconds (2)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options, rest = parser.parse_known_args()
-    report = run(options.factor, options.seconds, options.deadline, rest)
+    with pixart(rest) as server:
+        report = asyncio.run(measure(server.address, options.factor, options.seconds, options.deadline))
     for name, value in asdict(report).items():
         print(f"{name:16}{value:.4g}" if isinstance(value, float) else f"{name:16}{value}")
     if options.json:

@@ -6,18 +6,26 @@ from pathlib import Path
 from tests.export.tiny import tiny_bundle
 
 
-def test_measures_overhead_and_load(tmp_path: Path) -> None:
-    output = tmp_path / "times.json"
-    command = [sys.executable, "-m", "benchmarks.serving", "--bundle", str(tiny_bundle()[1]), "--mixed"]
-    counts = ["--pictures", "3", "--requests", "6"]
-    done = subprocess.run([*command, *counts, "--json", str(output)], capture_output=True, text=True, timeout=300)
+def bench(module: str, *options: str) -> tuple[str, dict]:
+    """What a benchmark of the tiny model prints, and what it writes."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--bundle", str(tiny_bundle()[1]), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith(("| 30%", "| 80%", "| 95%"))]
-    assert len(rows) == 6
-    result = json.loads(output.read_text())
+    return done.stdout, json.loads(Path(options[options.index("--json") + 1]).read_text())
+
+
+def test_measures_overhead(tmp_path: Path) -> None:
+    output, result = bench("serving", "--pictures", "3", "--json", str(tmp_path / "times.json"))
+    assert "serving adds" in output
     assert len(result["overhead"]["pool"]) == len(result["overhead"]["engine"]) == 3
-    for name in ("FIFO", "pool"):
-        for load in ("30%", "80%", "95%"):
-            times = result[f"{name} at {load}"]["milliseconds"]
-            assert len(times) == 6
-            assert min(times) > 0
+
+
+def test_measures_load_beside_litserve(tmp_path: Path) -> None:
+    counts = ["--requests", "6", "--block", "4", "--loads", "0.5", "--peers", "2x5"]
+    output, result = bench("load", "--mixed", *counts, "--json", str(tmp_path / "times.json"))
+    servers = ["this server", "LitServe, one by one", "LitServe, batches of 2 within 5 ms"]
+    rows = [line.split(" | ")[1] for line in output.splitlines() if line.startswith("| 50%")]
+    assert rows == [*servers, "ours / best peer's"]
+    assert list(result["50%"]) == servers
+    for score in result["50%"].values():
+        assert len(score["milliseconds"]) == 6 and min(score["milliseconds"]) > 0
