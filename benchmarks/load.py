@@ -147,6 +147,8 @@ async def measure(
                     await block(contenders[name].client, asked, moments, scores[name])
         for line in table(load, scores):
             say(line)
+    for each in contenders.values():
+        each.client.close()
     return results
 
 
@@ -193,8 +195,6 @@ def main() -> None:
             os.killpg(peer.group, signal.SIGSTOP)
         print("| load | server | median, ms | p99, ms | pictures/s |\n|---|---|---|---|---|")
         results = asyncio.run(measure(contenders, source, options, lambda line: print(line, flush=True)))
-        for contender in contenders.values():
-            contender.client.close()
     if options.json:
         named = {
             f"{load:.0%}": {name: vars(score) for name, score in scores.items()} for load, scores in results.items()
