@@ -37,7 +37,8 @@ class Sample:
 
     job: Job
     schedule: Schedule
-    caption: Floats  # [L, D]
+    caption: Floats  # [1, L, D], padded to the model's limit
+    mask: NDArray[np.bool_]  # [1, L], True for a real token
     control: Floats | None  # latents of the edge map, [4, H, W]
     latents: Floats  # [4, H, W]
     x0: Floats | None = None  # predicted by the last step, [4, H, W]
@@ -99,7 +100,8 @@ class Pipeline:
     def start(self, job: Job, text: Text, control: Floats | None) -> Sample:
         """A sample before its first step: pure noise."""
         shape = (LATENT_CHANNELS, job.size.height // VAE_SCALE, job.size.width // VAE_SCALE)
-        return Sample(job, self._schedules[job.steps], text.caption, control, noise.normal(job.seed, 0, shape))
+        first = noise.normal(job.seed, 0, shape)
+        return Sample(job, self._schedules[job.steps], *self._padded(text.caption), control, first)
 
     def denoise(self, samples: Sequence[Sample]) -> None:
         """Take the next step of unfinished samples of one shape class, at most `max_batch`, in one call."""
@@ -107,7 +109,8 @@ class Pipeline:
         stack = self._buffers.stack
         inputs: dict[str, Array] = {
             "latents": stack("latents", [sample.latents for sample in samples]),
-            **self._pad([sample.caption for sample in samples]),
+            "caption": self._buffers.join("caption", [sample.caption for sample in samples]),
+            "mask": samples[0].mask if len(samples) == 1 else np.concatenate([sample.mask for sample in samples]),
             "timestep": np.array([sample.schedule.timesteps[sample.step] for sample in samples]),
             "coefficients": np.stack([sample.schedule.coefficients[sample.step] for sample in samples]),
             "noise": stack("noise", [_step_noise(sample) for sample in samples]),
@@ -146,20 +149,20 @@ class Pipeline:
         )["image"]
         return images
 
-    def _pad(self, captions: Sequence[Floats]) -> dict[str, Array]:
-        """Captions [L, D] of different lengths as one [B, L, D] with a mask [B, L] (True: a real token).
+    def _padded(self, caption: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """A caption [L, D] as [1, limit, D] and its mask [1, limit], which nobody changes any more.
 
-        L is always the model's limit. The mask keeps padding out of the result whatever its length, but kernels round
-        differently for different lengths, and a picture should not depend on the longest prompt in its batch.
+        The mask keeps padding out of the result whatever the length, but kernels round differently for different
+        lengths, and a picture should not depend on the longest prompt in its batch.
         """
-        length = self.manifest.dimensions["L"].max
-        padded = self._buffers.array("caption", (len(captions), length, captions[0].shape[1]))
-        mask = np.zeros((len(captions), length), dtype=np.bool_)
-        for row, caption in enumerate(captions):
-            padded[row, : len(caption)] = caption
-            padded[row, len(caption) :] = 0.0
-            mask[row, : len(caption)] = True
-        return {"caption": padded, "mask": mask}
+        length, width = caption.shape
+        padded = np.zeros((1, self.manifest.dimensions["L"].max, width), dtype=np.float32)
+        padded[0, :length] = caption
+        mask = np.zeros(padded.shape[:2], dtype=np.bool_)
+        mask[0, :length] = True
+        for array in (padded, mask):
+            array.setflags(write=False)
+        return padded, mask
 
 
 class _Buffers:
@@ -175,6 +178,12 @@ class _Buffers:
         if flat is None or flat.size < count:
             flat = self._flat[name] = np.empty(count, dtype=np.float32)
         return flat[:count].reshape(shape)
+
+    def join(self, name: str, arrays: Sequence[Floats]) -> Floats:
+        """What `np.concatenate` makes of arrays of equal shape; a single one is passed on without a copy."""
+        if len(arrays) == 1:
+            return arrays[0]
+        return np.concatenate(arrays, out=self.array(name, (len(arrays), *arrays[0].shape[1:])))
 
     def stack(self, name: str, rows: Sequence[Floats]) -> Floats:
         """What `np.stack` makes of them; a single one is passed on without a copy."""

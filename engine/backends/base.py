@@ -46,6 +46,8 @@ class Module(Protocol):
     def run(self, inputs: Arrays, outputs: Arrays | None = None) -> dict[str, Array]:
         """Run on named arrays; results are written into `outputs` where given (C-contiguous), else into new arrays.
 
+        An input array that is not writeable must never change: the module may know it again.
+
         Raises:
             ShapeError: an input is missing or surplus, or its dtype or shape is outside the module's description.
         """
@@ -111,11 +113,21 @@ def prepare(source: Source, inputs: Arrays, outputs: Arrays | None = None) -> tu
     Raises:
         ShapeError: see `Module.run`.
     """
+    shapes = check(source, inputs)
+    ready = {tensor.name: np.ascontiguousarray(inputs[tensor.name]) for tensor in source.spec.inputs}
+    return ready, place(source, shapes, outputs or {})
+
+
+def check(source: Source, inputs: Arrays) -> dict[str, tuple[int, ...]]:
+    """The outputs' shapes for these inputs.
+
+    Raises:
+        ShapeError: an input is missing or surplus, or its dtype or shape is outside the module's description.
+    """
     spec = source.spec
     if surplus := sorted(set(inputs) - {tensor.name for tensor in spec.inputs}):
         raise ShapeError(f"{surplus[0]}: not an input of {spec.graph}")
     symbols: dict[str, int] = {}
-    ready: dict[str, Array] = {}
     for tensor in spec.inputs:
         if tensor.name not in inputs:
             raise ShapeError(f"{tensor.name}: input of {spec.graph} is missing")
@@ -127,17 +139,24 @@ def prepare(source: Source, inputs: Arrays, outputs: Arrays | None = None) -> tu
         for dimension, size in zip(tensor.shape, array.shape, strict=True):
             if not _fits(dimension, size, symbols, source.dimensions):
                 raise ShapeError(f"{tensor.name}: shape {list(array.shape)} does not fit {list(tensor.shape)}")
-        ready[tensor.name] = np.ascontiguousarray(array)
+    return {tensor.name: tuple(_size(dimension, symbols) for dimension in tensor.shape) for tensor in spec.outputs}
+
+
+def place(source: Source, shapes: Mapping[str, tuple[int, ...]], outputs: Arrays) -> dict[str, Array]:
+    """Arrays of these shapes for all outputs: those that are given, and new ones.
+
+    Raises:
+        ShapeError: a given array has another dtype or shape, or is not C-contiguous.
+    """
     results: dict[str, Array] = {}
-    for tensor in spec.outputs:
-        shape = tuple(_size(dimension, symbols) for dimension in tensor.shape)
-        given = (outputs or {}).get(tensor.name)
-        if given is not None and (
-            given.shape != shape or given.dtype != np.dtype(tensor.dtype) or not given.flags.c_contiguous
-        ):
+    for tensor in source.spec.outputs:
+        shape, given = shapes[tensor.name], outputs.get(tensor.name)
+        if given is None:
+            given = np.empty(shape, dtype=tensor.dtype)
+        elif given.shape != shape or given.dtype != np.dtype(tensor.dtype) or not given.flags.c_contiguous:
             raise ShapeError(f"{tensor.name}: output array is not a C-contiguous {tensor.dtype}{list(shape)}")
-        results[tensor.name] = np.empty(shape, dtype=tensor.dtype) if given is None else given
-    return ready, results
+        results[tensor.name] = given
+    return results
 
 
 def _fits(expected: int | str, size: int, symbols: dict[str, int], ranges: Mapping[str, DimensionRange]) -> bool:

@@ -69,6 +69,22 @@ def test_results_go_into_the_callers_arrays_and_do_not_change_later(backend: str
 
 
 @pytest.mark.parametrize("backend", RUNNABLE)
+def test_inputs_of_former_calls_leave_no_trace(backend: str) -> None:
+    """Whatever came before: the same array, another of its shape, another shape, one that nobody may write to."""
+    adapter = create(backend, BackendOptions(threads=1))
+    rng = np.random.default_rng(11)
+    arrays = [rng.standard_normal((count, 4, 8, 8), dtype=np.float32) for count in (1, 1, 2, 1)]
+    expected = [adapter.compile(source()).run({"latents": array})["image"] for array in arrays]
+    for fixed in arrays[::2]:
+        fixed.setflags(write=False)
+    module = adapter.compile(source())
+    for place in (0, 0, 1, 0, 2, 0, 3, 1, 2, 2, 3):
+        np.testing.assert_array_equal(module.run({"latents": arrays[place]})["image"], expected[place])
+    arrays[1][:] = arrays[3]
+    np.testing.assert_array_equal(module.run({"latents": arrays[1]})["image"], expected[3])
+
+
+@pytest.mark.parametrize("backend", RUNNABLE)
 def test_a_graph_that_is_no_graph_is_refused_by_name(tmp_path: Path, backend: str) -> None:
     graph = tmp_path / "broken.onnx"
     graph.write_bytes(b"not a graph")
@@ -91,6 +107,7 @@ def test_a_compiled_module_is_kept_and_a_damaged_one_rebuilt(tmp_path: Path, cap
         return create("openvino", options).compile(module or source()).run({"latents": latents()})["image"]
 
     expected = run()
+    caplog.clear()  # the module itself may just have been exported, which is not silent
     (blob,) = (tmp_path / "cache").iterdir()
     sound = blob.read_bytes()
     stamp = blob.stat().st_mtime_ns
@@ -103,7 +120,7 @@ def test_a_compiled_module_is_kept_and_a_damaged_one_rebuilt(tmp_path: Path, cap
         np.testing.assert_array_equal(run(), expected)
         assert "damaged" in caplog.text
         caplog.clear()
-        assert len(blob.read_bytes()) == len(sound)
+        assert len(blob.read_bytes()) > 0.9 * len(sound)  # names in it are numbered, so its length varies a little
 
     run(replace(options, precision="bf16"))
     run(module=replace(source(), digest="another"))
