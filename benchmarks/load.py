@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=PEERS, help="LitServe's settings: batch size x milliseconds")
     parser.add_argument("--loads", type=float, nargs="+", default=(0.3, 0.8, 0.95), help="shares of FIFO's capacity")
     parser.add_argument("--requests", type=int, default=240, help="to each server, at each load")
-    parser.add_argument("--block", type=int, default=60, help="of these, one after the other to one server")
+    parser.add_argument("--block", type=int, default=20, help="of these, one after the other to one server")
     parser.add_argument("--mixed", action="store_true", help="different steps, and control for every other request")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write every measured value here")

@@ -28,7 +28,7 @@ def costs(folder: Path, rounds: int = 20, threads: int = 0) -> dict[Key, float]:
     """
     clock = time.process_time if threads == 1 else time.perf_counter
     bundle = Bundle.load(folder)
-    pipeline = Pipeline(bundle, create("openvino", BackendOptions(threads=threads)))
+    pipeline = Pipeline(bundle, create("openvino", BackendOptions(precision="auto", threads=threads)))
     calls = _calls(pipeline)
     seconds: dict[Key, list[float]] = {key: [] for key in calls}
     order = list(calls)
