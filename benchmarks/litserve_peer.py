@@ -13,6 +13,7 @@ from typing import Any
 import litserve
 from fastapi import Response
 
+from benchmarks.client import ROUTE
 from engine.backends import BackendOptions, create
 from engine.bundle import Bundle
 from engine.generate import Generator
@@ -27,7 +28,7 @@ class PixArtAPI(litserve.LitAPI):
     """Prompt, seed, steps and control image in; a PNG out."""
 
     def __init__(self, folder: Path, backend: str, batch: int, window: float) -> None:
-        super().__init__(max_batch_size=batch, batch_timeout=window, api_path="/v1/images/generations")
+        super().__init__(max_batch_size=batch, batch_timeout=window, api_path=ROUTE)
         self._folder, self._backend = folder, backend
 
     def setup(self, device: str) -> None:

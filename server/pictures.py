@@ -38,7 +38,7 @@ def from_base64(text: str) -> bytes:
     """
     start = text.find(",", 0, 200) + 1 if text.startswith("data:") else 0
     try:
-        return pybase64.b64decode(text[start:] if start else text, validate=True)
+        return pybase64.b64decode(text[start:], validate=True)
     except ValueError as error:
         raise PictureError("is not base64") from error
 

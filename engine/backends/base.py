@@ -46,7 +46,7 @@ class Module(Protocol):
     def run(self, inputs: Arrays, outputs: Arrays | None = None) -> dict[str, Array]:
         """Run on named arrays; results are written into `outputs` where given (C-contiguous), else into new arrays.
 
-        An input array that is not writeable must never change: the module may know it again.
+        The module may take an array for unchanged when it comes again and is `known_again`.
 
         Raises:
             ShapeError: an input is missing or surplus, or its dtype or shape is outside the module's description.
@@ -116,6 +116,14 @@ def prepare(source: Source, inputs: Arrays, outputs: Arrays | None = None) -> tu
     shapes = check(source, inputs)
     ready = {tensor.name: np.ascontiguousarray(inputs[tensor.name]) for tensor in source.spec.inputs}
     return ready, place(source, shapes, outputs or {})
+
+
+def known_again(array: Array) -> bool:
+    """Whether an input may be kept and, when it comes again, taken for the same: nobody can write to it.
+
+    Whoever keeps it must keep the array itself alive, so that no other can take its place in memory and pass for it.
+    """
+    return not array.flags.writeable and array.base is None
 
 
 def check(source: Source, inputs: Arrays) -> dict[str, tuple[int, ...]]:

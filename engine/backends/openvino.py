@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Precision, Source, check, place
+from engine.backends.base import (
+    Array,
+    Arrays,
+    BackendOptions,
+    CompileError,
+    Precision,
+    Source,
+    check,
+    known_again,
+    place,
+)
 from engine.backends.cache import BlobCache
 
 log = logging.getLogger(__name__)
@@ -36,11 +46,10 @@ class OpenVINOModule:
             array = inputs[name]
             if self._kept.get(name) is not array:
                 np.copyto(bound, array)
-                # Kept alive, so that no other array can take its place in memory and pass for it.
-                if array.flags.writeable or array.base is not None:
-                    self._kept.pop(name, None)
-                else:
+                if known_again(array):
                     self._kept[name] = array
+                else:
+                    self._kept.pop(name, None)
         results = place(self._source, self._shapes, outputs or {})
         for name, array in results.items():
             self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))

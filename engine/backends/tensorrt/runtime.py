@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends.base import Array, Arrays, BackendOptions, CompileError, Precision, ShapeError, Source, prepare
+from engine.backends.base import (
+    Array,
+    Arrays,
+    BackendOptions,
+    CompileError,
+    Precision,
+    ShapeError,
+    Source,
+    known_again,
+    prepare,
+)
 from engine.backends.cache import BlobCache
 from engine.backends.tensorrt.device import Buffer, Device, NoDevice, TorchDevice
 from engine.backends.tensorrt.package import PackageName, load_package, messages
@@ -200,11 +210,10 @@ class TensorRTModule:
         if self._resident.get(name) is array:
             return
         self._device.upload(self._buffers[name], array)
-        # Kept alive, so that no other array can take its place in memory and pass for it.
-        if array.flags.writeable or array.base is not None:
-            self._resident.pop(name, None)
-        else:
+        if known_again(array):
             self._resident[name] = array
+        else:
+            self._resident.pop(name, None)
 
     def _shape(self, inputs: Mapping[str, Array]) -> "_Shape":
         key = tuple(array.shape for array in inputs.values())
