@@ -19,6 +19,7 @@ from engine.bundle import Bundle
 from engine.generate import Generator
 from engine.pipeline import Images
 from engine.request import GenerateRequest, validate
+from engine.sources import BATCHES
 from server.pictures import from_base64, read_control, to_png
 
 MAX_CONTROL_PIXELS = 1 << 24
@@ -35,7 +36,7 @@ class PixArtAPI(litserve.LitAPI):
         """Compile the bundle in the worker's process, and make one batch as a warm-up."""
         bundle = Bundle.load(self._folder)
         self._manifest = bundle.manifest
-        self._generator = Generator(bundle, create(self._backend, BackendOptions(precision="auto")))
+        self._generator = Generator(bundle, create(self._backend, BackendOptions(precision="auto")), BATCHES)
         self._generator.generate_batch([GenerateRequest("a picture")] * self.max_batch_size)
 
     def decode_request(self, request: dict[str, Any]) -> GenerateRequest:

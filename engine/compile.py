@@ -14,6 +14,7 @@ from engine.backends.tensorrt.record import EngineRecord, EngineStore
 from engine.bundle import Bundle
 from engine.manifest import ModuleName
 from engine.profiles import ShapeProfile
+from engine.sources import module_source
 
 # (module, phase, part of the phase that is done, 0 to 1)
 Progress = Callable[[str, str, float], None]
@@ -43,11 +44,12 @@ class CompilePlan:
 class ModuleReport:
     """What became of a module. Memory is in bytes, and absent where the backend does not tell.
 
+    `files` are those that were written, for OpenVINO one for each usual number of samples; `bytes` is their length.
     `inputs` and `outputs` are, by name, the type and for each profile the smallest, most usual and largest shape.
     """
 
     module: str
-    file: str | None
+    files: tuple[str, ...]
     bytes: int
     seconds: float
     reused: bool
@@ -71,8 +73,7 @@ def compile_bundle(
             written. Modules that were reported stay compiled.
     """
     for name in bundle.manifest.modules:
-        spec = bundle.module(name)
-        source = Source(bundle.path(spec.graph), spec, bundle.manifest.dimensions, bundle.digest(name))
+        source = module_source(bundle, name)
         progress(name, "reading the graph", 0.0)
         try:
             yield _compile_module(name, source, plan, typed_graph, progress)
@@ -114,7 +115,7 @@ def _report(name: str, source: Source, engine: Path, record: EngineRecord, reuse
     )
     return ModuleReport(
         module=name,
-        file=engine.name,
+        files=(engine.name,),
         bytes=record.bytes,
         seconds=record.seconds,
         reused=reused,
@@ -142,8 +143,8 @@ def _with_adapter(name: str, source: Source, plan: CompilePlan) -> ModuleReport:
     after = {path: size for path, size in _files(plan.folder).items() if path.name.startswith(mine)}
     new = {path: size for path, size in after.items() if path not in before}
     # Compiled modules of other settings may lie here too; one that was there already is not named.
-    file, size = next(iter(new.items()), (None, 0))
-    return ModuleReport(name, file.name if file else None, size, round(seconds, 3), reused=bool(after) and not new)
+    files = tuple(sorted(path.name for path in new))
+    return ModuleReport(name, files, sum(new.values()), round(seconds, 3), reused=bool(after) and not new)
 
 
 def _files(folder: Path) -> dict[Path, int]:

@@ -8,16 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import noise
-from engine.backends.base import Array, Backend, Module, Source
+from engine.backends.base import Array, Backend, Module
 from engine.bundle import Bundle
 from engine.manifest import ModuleName, Size
 from engine.positions import sincos_positions
+from engine.profiles import VAE_SCALE
 from engine.request import Job
 from engine.sampler import Schedule, schedule
+from engine.sources import module_source
 from engine.tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
-VAE_SCALE = 8
 
 Floats = NDArray[np.float32]
 Images = NDArray[np.uint8]
@@ -56,19 +57,18 @@ class Sample:
 
 
 class Pipeline:
-    """A bundle's modules, compiled on a backend. Not thread-safe.
+    """A bundle's modules, compiled on a backend, for batches of `batches` above all. Not thread-safe.
 
     Raises:
         BundleError, CompileError: the bundle cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, batches: Sequence[int] = (1,)) -> None:
         self.manifest = manifest = bundle.manifest
         self.max_batch = manifest.dimensions["B"].max
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"), manifest.max_tokens)
         self._modules: dict[ModuleName, Module] = {
-            name: backend.compile(Source(bundle.path(spec.graph), spec, manifest.dimensions, bundle.digest(name)))
-            for name, spec in manifest.modules.items()
+            name: backend.compile(module_source(bundle, name, batches)) for name in manifest.modules
         }
         self._buffers = _Buffers()
         counts = range(manifest.steps.min, manifest.steps.max + 1)

@@ -22,6 +22,7 @@ from engine.pipeline import Pipeline
 from engine.request import GenerateRequest, validate
 from engine.scheduler import Scheduler
 from engine.shared import Shared
+from engine.sources import BATCHES
 from engine.warmup import picture_seconds, warm_up
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:
     try:
         start = time.monotonic()
         backend = spec.backend()
-        pipeline = Pipeline(spec.bundle, backend)
+        pipeline = Pipeline(spec.bundle, backend, BATCHES)
         seconds = time.monotonic() - start
         what = f"{len(manifest.modules)} modules for {backend.name} {backend.precision}"
         channel.send(Loading(f"compiled {what} in {seconds:.1f} s"))

@@ -1,7 +1,7 @@
 """What the engine asks of a runtime: compile a graph, run it on named arrays. Everything else is the adapter's own."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -9,10 +9,11 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.manifest import DimensionRange, ModuleSpec, parse_dimension
+from engine.manifest import DimensionRange, ModuleSpec, TensorSpec, parse_dimension
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
+Shapes = Mapping[str, tuple[int, ...]]
 Precision = Literal["auto", "f32", "bf16", "f16"]
 
 
@@ -31,13 +32,29 @@ class BackendOptions:
 
 
 @dataclass(frozen=True)
+class Usual:
+    """What most calls are like: the numbers of samples `B` for which they should be fast, and all other dimensions.
+
+    With `always`, no call has other dimensions; the number of samples may be any all the same.
+    """
+
+    batches: tuple[int, ...]
+    dimensions: Mapping[str, int]
+    always: bool
+
+
+@dataclass(frozen=True)
 class Source:
-    """A module to compile: its graph file, its description, its ranges, and the digest of graph and weights."""
+    """A module to compile: its graph file, its description, its ranges, and the digest of graph and weights.
+
+    A runtime may make use of what is `usual`; it has to run whatever is in the ranges.
+    """
 
     graph: Path
     spec: ModuleSpec
     dimensions: Mapping[str, DimensionRange]
     digest: str
+    usual: Usual | None = None
 
 
 class Module(Protocol):
@@ -113,9 +130,9 @@ def prepare(source: Source, inputs: Arrays, outputs: Arrays | None = None) -> tu
     Raises:
         ShapeError: see `Module.run`.
     """
-    shapes = check(source, inputs)
+    sizes = check(source, inputs)
     ready = {tensor.name: np.ascontiguousarray(inputs[tensor.name]) for tensor in source.spec.inputs}
-    return ready, place(source, shapes, outputs or {})
+    return ready, place(source, shapes(source.spec.outputs, sizes), outputs or {})
 
 
 def known_again(array: Array) -> bool:
@@ -126,8 +143,8 @@ def known_again(array: Array) -> bool:
     return not array.flags.writeable and array.base is None
 
 
-def check(source: Source, inputs: Arrays) -> dict[str, tuple[int, ...]]:
-    """The outputs' shapes for these inputs.
+def check(source: Source, inputs: Arrays) -> dict[str, int]:
+    """The size of each dynamic dimension, by its symbol, in these inputs.
 
     Raises:
         ShapeError: an input is missing or surplus, or its dtype or shape is outside the module's description.
@@ -135,7 +152,7 @@ def check(source: Source, inputs: Arrays) -> dict[str, tuple[int, ...]]:
     spec = source.spec
     if surplus := sorted(set(inputs) - {tensor.name for tensor in spec.inputs}):
         raise ShapeError(f"{surplus[0]}: not an input of {spec.graph}")
-    symbols: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for tensor in spec.inputs:
         if tensor.name not in inputs:
             raise ShapeError(f"{tensor.name}: input of {spec.graph} is missing")
@@ -145,12 +162,17 @@ def check(source: Source, inputs: Arrays) -> dict[str, tuple[int, ...]]:
                 f"{tensor.name}: {array.dtype}{list(array.shape)} is not {tensor.dtype}{list(tensor.shape)}"
             )
         for dimension, size in zip(tensor.shape, array.shape, strict=True):
-            if not _fits(dimension, size, symbols, source.dimensions):
+            if not _fits(dimension, size, sizes, source.dimensions):
                 raise ShapeError(f"{tensor.name}: shape {list(array.shape)} does not fit {list(tensor.shape)}")
-    return {tensor.name: tuple(_size(dimension, symbols) for dimension in tensor.shape) for tensor in spec.outputs}
+    return sizes
 
 
-def place(source: Source, shapes: Mapping[str, tuple[int, ...]], outputs: Arrays) -> dict[str, Array]:
+def shapes(tensors: Iterable[TensorSpec], sizes: Mapping[str, int]) -> Shapes:
+    """The shape of each tensor where dynamic dimensions have these sizes."""
+    return {tensor.name: tuple(_size(dimension, sizes) for dimension in tensor.shape) for tensor in tensors}
+
+
+def place(source: Source, shapes: Shapes, outputs: Arrays) -> dict[str, Array]:
     """Arrays of these shapes for all outputs: those that are given, and new ones.
 
     Raises:
@@ -167,18 +189,18 @@ def place(source: Source, shapes: Mapping[str, tuple[int, ...]], outputs: Arrays
     return results
 
 
-def _fits(expected: int | str, size: int, symbols: dict[str, int], ranges: Mapping[str, DimensionRange]) -> bool:
+def _fits(expected: int | str, size: int, sizes: dict[str, int], ranges: Mapping[str, DimensionRange]) -> bool:
     """Whether `size` is what is expected; the first use of a symbol fixes its value."""
     if isinstance(expected, int):
         return size == expected
     factor, symbol = parse_dimension(expected)
     if size % factor or not ranges[symbol].allows(size // factor):
         return False
-    return symbols.setdefault(symbol, size // factor) == size // factor
+    return sizes.setdefault(symbol, size // factor) == size // factor
 
 
-def _size(dimension: int | str, symbols: Mapping[str, int]) -> int:
+def _size(dimension: int | str, sizes: Mapping[str, int]) -> int:
     if isinstance(dimension, int):
         return dimension
     factor, symbol = parse_dimension(dimension)
-    return factor * symbols[symbol]
+    return factor * sizes[symbol]

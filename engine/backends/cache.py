@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import mmap
 import os
 import tempfile
 from contextlib import suppress
@@ -23,21 +24,28 @@ class BlobCache:
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         return self._folder / f"{name}-{key}.blob"
 
-    def read(self, path: Path) -> bytes | None:
-        """The stored bytes, or None if there are none or they are damaged (the file is then removed)."""
+    def read(self, path: Path) -> memoryview | None:
+        """The stored bytes, or None if there are none or they are damaged (the file is then removed).
+
+        They are mapped, not read, so that workers share them and memory can be had back from them. The mapping is
+        private, hence writable; files here are replaced as a whole, so what is mapped stays as it is.
+        """
         try:
-            content = memoryview(path.read_bytes())
+            with path.open("rb") as file:
+                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         except FileNotFoundError:
             return None
         except OSError as error:
             log.warning("compiled module %s cannot be read (%s)", path, error.strerror)
             return None
+        except ValueError:  # an empty file cannot be mapped
+            content = memoryview(b"")
         body = content[_DIGEST_BYTES:]
         if hashlib.sha256(body).digest() != content[:_DIGEST_BYTES]:
             log.warning("compiled module %s is damaged; compiling anew", path)
             self.drop(path)
             return None
-        return bytes(body)
+        return body
 
     def write(self, path: Path, body: bytes) -> None:
         """Store, all or nothing. A cache that cannot be written costs time at the next start, not this one's life."""

@@ -3,73 +3,19 @@
 import io
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
-from engine.backends.base import (
-    Array,
-    Arrays,
-    BackendOptions,
-    CompileError,
-    Precision,
-    Source,
-    check,
-    known_again,
-    place,
-)
+from engine.backends.base import BackendOptions, CompileError, Precision, Source, shapes
 from engine.backends.cache import BlobCache
+from engine.backends.openvino_module import Graph, OpenVINOModule
 
 log = logging.getLogger(__name__)
 
-
-class OpenVINOModule:
-    """A compiled module with one inference request.
-
-    The request reads from arrays that stay bound to it while shapes stay the same, and writes to the caller's. To copy
-    a step's inputs takes a tenth of the time of checking and binding them anew.
-    """
-
-    def __init__(self, source: Source, compiled: Any) -> None:
-        self._source = source
-        self._request = compiled.create_infer_request()
-        self._bound: dict[str, Array] = {}
-        self._kept: dict[str, Array] = {}  # inputs that nobody writes to, as they were given the last time
-        self._shapes: dict[str, tuple[int, ...]] = {}  # of the outputs
-
-    def run(self, inputs: Arrays, outputs: Arrays | None = None) -> dict[str, Array]:
-        """See `engine.backends.base.Module.run`."""
-        if not self._same_shapes(inputs):
-            self._bind(inputs)
-        for name, bound in self._bound.items():
-            array = inputs[name]
-            if self._kept.get(name) is not array:
-                np.copyto(bound, array)
-                if known_again(array):
-                    self._kept[name] = array
-                else:
-                    self._kept.pop(name, None)
-        results = place(self._source, self._shapes, outputs or {})
-        for name, array in results.items():
-            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
-        self._request.infer()
-        return results
-
-    def _same_shapes(self, inputs: Arrays) -> bool:
-        """Whether the inputs are like those that were checked and bound."""
-        bound = self._bound
-        return len(inputs) == len(bound) and all(
-            (kept := bound.get(name)) is not None and kept.shape == array.shape and kept.dtype == array.dtype
-            for name, array in inputs.items()
-        )
-
-    def _bind(self, inputs: Arrays) -> None:
-        self._shapes = check(self._source, inputs)
-        self._kept.clear()
-        self._bound = {name: np.empty(array.shape, array.dtype) for name, array in inputs.items()}
-        for name, bound in self._bound.items():
-            self._request.set_tensor(name, ov.Tensor(bound, shared_memory=True))
+COMPILING = 2  # at the same time; each takes about one core, and several times a module's weights in memory
 
 
 class OpenVINOBackend:
@@ -125,26 +71,62 @@ class OpenVINOBackend:
         return capability in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def compile(self, source: Source) -> OpenVINOModule:
-        """See `engine.backends.base.Backend.compile`."""
-        if self._cache is None:
-            return OpenVINOModule(source, self._build(source))
-        config = self._config_of(source)
-        path = self._cache.path(f"{self.name}-{source.graph.stem}", self._key(source))
-        if blob := self._cache.read(path):
+        """See `engine.backends.base.Backend.compile`.
+
+        A graph for exact sizes is faster than one for ranges: OpenVINO fuses more of it, and prepares no operation anew
+        when the number of samples changes. Of the demo model it saves 10 to 30 % of a call.
+        """
+        exact = self._exact(source)
+        usual = source.usual
+        module = OpenVINOModule(source, exact, lambda: self._graph(source, None))
+        if usual is None or not usual.always or len(exact) < len(usual.batches):
+            _ = module.general  # now, because a call will need it
+        return module
+
+    def _exact(self, source: Source) -> dict[int, Graph]:
+        """Graphs for the usual sizes, by their number of samples; without one that cannot be had (for memory, say)."""
+        if source.usual is None:
+            return {}
+
+        def graph(batch: int) -> Graph | None:
             try:
-                return OpenVINOModule(source, self._core.import_model(blob, self._device, config))
+                return self._graph(source, batch)
+            except (CompileError, RuntimeError, MemoryError) as error:
+                log.warning("%s for exactly %d samples: %s", source.graph.name, batch, error)
+                return None
+
+        with ThreadPoolExecutor(COMPILING) as threads:
+            graphs = threads.map(graph, source.usual.batches)
+        return {batch: graph for batch, graph in zip(source.usual.batches, graphs, strict=True) if graph}
+
+    def _graph(self, source: Source, batch: int | None) -> Graph:
+        """The graph for the usual sizes with `batch` samples, or for all ranges; from the cache if it is there."""
+        if self._cache is None:
+            return Graph(self._build(source, batch))
+        config = self._config_of(source)
+        name = source.graph.stem if batch is None else f"{source.graph.stem}-{batch}"
+        path = self._cache.path(f"{self.name}-{name}", self._key(source, batch))
+        blob = self._cache.read(path)
+        if blob is not None:
+            tensor = ov.Tensor(np.frombuffer(blob, np.uint8), shared_memory=True)
+            try:
+                return Graph(self._core.import_model(tensor, self._device, config), blob)
             except RuntimeError as error:
                 log.warning("OpenVINO refuses %s (%s); compiling anew", path, error)
                 self._cache.drop(path)
-        compiled = self._build(source)
+        compiled = self._build(source, batch)
         stream = io.BytesIO()
         compiled.export_model(stream)
         self._cache.write(path, stream.getvalue())
-        return OpenVINOModule(source, compiled)
+        return Graph(compiled)
 
-    def _build(self, source: Source) -> Any:
+    def _build(self, source: Source, batch: int | None) -> Any:
         try:
-            return self._core.compile_model(source.graph, self._device, self._config_of(source))
+            model: Any = source.graph
+            if batch is not None:
+                model = self._core.read_model(source.graph)
+                model.reshape(dict(shapes(source.spec.inputs, _exact_sizes(source, batch))))
+            return self._core.compile_model(model, self._device, self._config_of(source))
         except RuntimeError as error:
             raise CompileError(f"{source.graph.name}: OpenVINO cannot compile it ({error})") from error
 
@@ -158,8 +140,14 @@ class OpenVINOBackend:
             return self._config | {"INFERENCE_PRECISION_HINT": "f32"}
         return self._config
 
-    def _key(self, source: Source) -> tuple[str, ...]:
+    def _key(self, source: Source, batch: int | None) -> tuple[str, ...]:
         """All that a compiled module depends on; the device's full name stands for its instruction set."""
         device = str(self._core.get_property(self._device, "FULL_DEVICE_NAME"))
         settings = (f"{name}={value}" for name, value in sorted(self._config_of(source).items()))
-        return (source.digest, ov.get_version(), self._device, device, *settings)
+        sizes = [] if batch is None else sorted(_exact_sizes(source, batch).items())
+        return (source.digest, ov.get_version(), self._device, device, *settings, *(f"{a}={b}" for a, b in sizes))
+
+
+def _exact_sizes(source: Source, batch: int) -> dict[str, int]:
+    assert source.usual is not None
+    return {"B": batch, **source.usual.dimensions}

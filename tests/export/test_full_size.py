@@ -34,7 +34,7 @@ def test_xl_with_control_is_exported_and_compiled_within_memory(tmp_path: Path) 
     compiling = peak_of(str(Path(sys.executable).with_name("pixart")), "compile", *arguments)
     report = json.loads((folder / "engines" / "report-tensorrt_rtx-fp16.json").read_text())
     for module in report["modules"]:
-        record = EngineStore(folder / "engines").record(folder / "engines" / module["file"])
+        record = EngineStore(folder / "engines").record(folder / "engines" / module["files"][0])
         assert record is not None and record.key.targets == ("sm80", "sm89")
         print(module["module"], module["bytes"], module["weight_bytes"], module["activation_bytes"], module["seconds"])
     denoiser = next(module for module in report["modules"] if module["module"] == "denoiser")

@@ -24,6 +24,7 @@ from engine.manifest import CONTROL_MODULES, REQUIRED_MODULES, ModuleName, Modul
 from engine.pipeline import Pipeline
 from engine.profiles import make_profiles
 from engine.request import GenerateRequest, validate
+from engine.sources import BATCHES
 from models.checkpoints import build, load_checkpoint
 from models.controlnet import ControlNetTransformer
 from models.hed import HED
@@ -62,7 +63,7 @@ def test_every_module_of_the_demo_compiles_in_fp16_for_an_absent_gpu(compiled: t
         assert record is not None and store.is_whole(engine, record)
         assert record.key.targets == ("sm80",) and record.key.precision == "fp16"
         assert record.key.graph == bundle.digest(name)
-        assert module["file"] == engine.name and module["bytes"] == engine.stat().st_size
+        assert module["files"] == [engine.name] and module["bytes"] == engine.stat().st_size
         assert module["activation_bytes"] > 0
         spec = bundle.module(name)
         assert set(module["inputs"]) == {tensor.name for tensor in spec.inputs}
@@ -124,11 +125,20 @@ def test_openvino_compiles_into_the_cache_that_serving_reads(tmp_path: Path) -> 
     request = CompileRequest("emoji", "openvino", "fp32", out=folder, threads=1)
     first = compile_model(request, quiet)
     assert not any(report.reused for report in first)
-    assert all(report.bytes == (folder / "engines" / str(report.file)).stat().st_size for report in first)
+    for report in first:
+        assert report.bytes == sum((folder / "engines" / name).stat().st_size for name in report.files)
+    assert {report.module: len(report.files) for report in first} == {
+        "text_encoder": 1,  # for prompts of any length
+        "edge_detector": 1,
+        "vae_encoder": 1,
+        "denoiser": len(BATCHES),
+        "denoiser_control": len(BATCHES),
+        "vae_decoder": len(BATCHES),
+    }
     before = sorted(path.stat().st_mtime_ns for path in (folder / "engines").glob("*.blob"))
     assert all(report.reused for report in compile_model(request, quiet))
     bundle = Bundle.load(folder)
-    pipeline = Pipeline(bundle, create("openvino", BackendOptions(threads=1, cache=folder / "engines")))
+    pipeline = Pipeline(bundle, create("openvino", BackendOptions(threads=1, cache=folder / "engines")), BATCHES)
     assert sorted(path.stat().st_mtime_ns for path in (folder / "engines").glob("*.blob")) == before
     job = validate(GenerateRequest("a red apple", steps=1), bundle.manifest)
     sample = pipeline.start(job, pipeline.encode_text(job.prompt), None)

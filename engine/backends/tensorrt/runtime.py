@@ -157,7 +157,7 @@ class _KernelCache:
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             kept = self._blobs.read(self._path)
-            if kept is not None and not self._cache.deserialize(kept):
+            if kept is not None and not self._cache.deserialize(bytes(kept)):
                 self._blobs.drop(self._path)
         config.set_runtime_cache(self._cache)
 
