@@ -57,8 +57,8 @@ class CostModel:
         curve = self._curves.get(key)
         if curve is None:
             curve = self._curves[key] = self._estimate(*key)
-        while len(curve) < batch:  # beyond what was measured, along the last slope
-            curve.append(2.0 * curve[-1] - curve[-2] if len(curve) > 1 else 2.0 * curve[-1])
+        while len(curve) < batch:  # beyond what was measured, along the last slope; but no batch costs less than a part
+            curve.append(max(2.0 * curve[-1] - curve[-2], curve[-1]) if len(curve) > 1 else 2.0 * curve[-1])
         return curve
 
     def _estimate(self, stage: Stage, shape: Shape) -> list[float]:

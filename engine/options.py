@@ -32,7 +32,7 @@ class PoolOptions:
     heartbeat: float = 2.0
     hang: float = 30.0
     load: float = 600.0
-    warmup: float = 1.5
+    warmup: float = 1.0
     replays: int = 2
     quarantine: float = 600.0
     prompt_cache_bytes: int = 64 * 1024 * 1024

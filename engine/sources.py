@@ -9,8 +9,9 @@ from engine.profiles import VAE_SCALE
 
 # Whoever runs many pictures at once calls with these numbers of samples; all others are made up of them.
 BATCHES = (1, 2, 4)
-# The engine batches these; control images it encodes one by one.
-BATCHED: tuple[ModuleName, ...] = ("denoiser", "denoiser_control", "vae_decoder")
+# For these a batch costs less than its samples one by one. A decoder is busy enough with one, and control images the
+# engine encodes one by one.
+BATCHED: tuple[ModuleName, ...] = ("denoiser", "denoiser_control")
 # Prompts have many lengths, so no size of it is usual.
 VARIED: tuple[ModuleName, ...] = ("text_encoder",)
 # A graph for exact sizes holds the weights once more. It saves what a call costs beside its products, which is much of

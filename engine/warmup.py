@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 Measured = dict[tuple[Stage, Shape, int], float]
 
 ROUNDS = 5  # at most; in which a median settles
+DECODED = 2  # so many pictures at most are decoded in a round: larger batches follow from one and two, and take long
 CONTROL_AREA = 1.5  # how much larger a picture with control counts, where only one of the two was measured
 
 
@@ -95,7 +96,7 @@ class _Meter:
     def round(self) -> None:
         """Make and note one call of each size."""
         for job, batch in self._sizes:
-            for stage, seconds in self._run(job, batch).items():
+            for stage, seconds in self._run(job, batch, decode=batch <= DECODED).items():
                 shape = None if stage == "text" else _shape(job)
                 self._seconds[stage, shape, batch].append(seconds)
 
@@ -104,10 +105,11 @@ class _Meter:
         measured: Measured = {key: median(seconds) for key, seconds in self._seconds.items()}
         for job, batch in self._sizes:
             # A picture is decoded alike, whatever steered it.
-            measured["decode", _shape(job), batch] = measured["decode", _shape(self._plain), batch]
+            if batch <= DECODED:
+                measured["decode", _shape(job), batch] = measured["decode", _shape(self._plain), batch]
         return measured
 
-    def _run(self, job: Job, batch: int) -> dict[Stage, float]:
+    def _run(self, job: Job, batch: int, decode: bool = True) -> dict[Stage, float]:
         """Seconds of the stages of one batch. Prompts and control images never share a call: one of each will do."""
         pipeline = self._pipeline
         marks: dict[Stage, float] = {}
@@ -130,7 +132,7 @@ class _Meter:
         samples = [pipeline.start(job, text, control) for _ in range(batch)]
         pipeline.denoise(samples)
         mark("denoise")
-        if not controlled:
+        if decode and not controlled:
             pipeline.decode(samples)
             mark("decode")
         return marks

@@ -12,11 +12,12 @@ from engine.backends import BackendOptions, create
 from engine.bundle import Bundle
 from engine.pipeline import Pipeline, Sample
 from engine.request import GenerateRequest, validate
+from engine.sources import BATCHES
 from engine.ticket import Shape, Stage
 
 Key = tuple[Stage, Shape, int]
 
-BATCHES = (1, 2, 3, 4, 6, 8)  # the scheduler interpolates
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def costs(folder: Path, rounds: int = 20, threads: int = 0) -> dict[Key, float]:
@@ -28,7 +29,7 @@ def costs(folder: Path, rounds: int = 20, threads: int = 0) -> dict[Key, float]:
     """
     clock = time.process_time if threads == 1 else time.perf_counter
     bundle = Bundle.load(folder)
-    pipeline = Pipeline(bundle, create("openvino", BackendOptions(precision="auto", threads=threads)))
+    pipeline = Pipeline(bundle, create("openvino", BackendOptions(precision="auto", threads=threads)), BATCHES)
     calls = _calls(pipeline)
     seconds: dict[Key, list[float]] = {key: [] for key in calls}
     order = list(calls)
@@ -55,7 +56,7 @@ def _calls(pipeline: Pipeline) -> dict[Key, Callable[[], object]]:
         text = pipeline.encode_text(prompt)
         if controlled:
             calls["control", (side, True), 1] = partial(pipeline.encode_control, job)
-        for batch in (size for size in BATCHES if size <= pipeline.max_batch):
+        for batch in (size for size in SIZES if size <= pipeline.max_batch):
             samples = [pipeline.start(job, text, control) for _ in range(batch)]
             calls["denoise", (side, controlled), batch] = partial(_step, pipeline, samples)
             calls["decode", (side, controlled), batch] = partial(pipeline.decode, samples)

@@ -22,6 +22,8 @@ def test_between_and_beyond_what_was_measured():
     costs = CostModel(MEASURED)
     assert [costs.seconds("denoise", 64, batch) for batch in (1, 2, 3, 4, 6)] == [10.0, 12.0, 14.0, 16.0, 20.0]
     assert [costs.seconds("decode", 64, batch) for batch in (1, 2, 4)] == [3.0, 6.0, 12.0]
+    falling = CostModel(MEASURED | {("denoise", 64, 4): 9.0})
+    assert falling.seconds("denoise", 64, 8) == 9.0
 
 
 def test_other_shapes_are_estimated_by_their_area():

@@ -133,7 +133,7 @@ def test_openvino_compiles_into_the_cache_that_serving_reads(tmp_path: Path) -> 
         "vae_encoder": 1,
         "denoiser": len(BATCHES),
         "denoiser_control": len(BATCHES),
-        "vae_decoder": len(BATCHES),
+        "vae_decoder": 1,
     }
     before = sorted(path.stat().st_mtime_ns for path in (folder / "engines").glob("*.blob"))
     assert all(report.reused for report in compile_model(request, quiet))
