@@ -141,6 +141,10 @@ class EngineClient(Protocol):
         """
         ...
 
+    def turn_away(self) -> Overloaded | None:
+        """What any request would be refused with now, which counts as a refusal; None if one may be taken."""
+        ...
+
     def cancel(self, request_id: str) -> bool:
         """Stop a request at its next step boundary; its generator raises Cancelled. False: no such request."""
         ...

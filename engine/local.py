@@ -64,9 +64,8 @@ class LocalClient:
         job = validate(request, self.manifest)
         if self._pipeline is None:
             raise NotReady
-        if len(self._running) >= self._capacity:
-            self._refused += 1
-            raise Overloaded("queue_full", len(self._running) * self._seconds)
+        if (refusal := self.turn_away()) is not None:
+            raise refusal
         flight = _Flight(self._pipeline, job, asyncio.get_running_loop())
         self._running[request_id] = flight
         self._thread.submit(flight.run)
@@ -82,6 +81,13 @@ class LocalClient:
         finally:
             flight.cancelled = True
             del self._running[request_id]
+
+    def turn_away(self) -> Overloaded | None:
+        """See `EngineClient.turn_away`."""
+        if len(self._running) < self._capacity:
+            return None
+        self._refused += 1
+        return Overloaded("queue_full", len(self._running) * self._seconds)
 
     def cancel(self, request_id: str) -> bool:
         """See `EngineClient.cancel`."""

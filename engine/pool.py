@@ -102,6 +102,15 @@ class Pool:
         finally:
             self._leave(delivery)
 
+    def turn_away(self) -> Overloaded | None:
+        """See `EngineClient.turn_away`."""
+        if self._closing:
+            return self._refuse("draining", DRAINING_RETRY)
+        if len(self._deliveries) >= self._options.capacity:
+            seconds = [place.seconds for places in self._places.values() for place in places.values()]
+            return self._refuse("queue_full", min(seconds, default=1.0))
+        return None
+
     def cancel(self, request_id: str) -> bool:
         """See `EngineClient.cancel`."""
         delivery = self._deliveries.get(request_id)
@@ -222,15 +231,12 @@ class Pool:
         job = validate(request, self._manifest)
         if not self._was_ready:
             raise NotReady
-        if self._closing:
-            raise self._refuse("draining", DRAINING_RETRY)
+        if (refusal := self.turn_away()) is not None:
+            raise refusal
         if request_id in self._deliveries:
             raise ValueError(f"request id {request_id!r} is in use")
         if self._quarantined(job):
             raise WorkerFailed("workers died on such a request; it is refused for a while")
-        if len(self._deliveries) >= self._options.capacity:
-            seconds = [place.seconds for places in self._places.values() for place in places.values()]
-            raise self._refuse("queue_full", min(seconds, default=1.0))
         delivery = Delivery(next(self._numbers), request_id, job, time.monotonic())
         self._deliveries[request_id] = delivery
         self._dispatch(delivery)

@@ -108,5 +108,5 @@ def create_app(
         return FileResponse(STATIC / "index.html")
 
     tracer = tracing.tracer(release)
-    middleware.install(app, settings, metrics, page_policy(STATIC.glob("*.html")), tracer)
+    middleware.install(app, settings, client, metrics, page_policy(STATIC.glob("*.html")), tracer)
     return app

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.errors import ApiError, error_response
+from server.joined import Joined
 from server.limits import LINGER, Lingering, has_body
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -39,6 +40,7 @@ class _Guarded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
         # Its request is read all the same: answered unasked, a client would see a reset.
         if len(self.connections) > self.limits.connections:
             self._surplus = True
@@ -72,6 +74,11 @@ class _Guarded(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._answer(ApiError(400, "this is not HTTP that can be understood", code="invalid_http"))
+
+    def handle_websocket_upgrade(self) -> None:
+        assert isinstance(self.transport, Joined)
+        self.transport = self.transport.whole
+        super().handle_websocket_upgrade()
 
     def _should_upgrade(self) -> bool:
         return not self._surplus and super()._should_upgrade()

@@ -92,6 +92,12 @@ def failure(error: Exception) -> ApiError:
     return ApiError(500, "internal error; the server's log has the details", code="internal_error")
 
 
+def of_framework(method: str, path: str, error: HTTPException) -> ApiError:
+    """What the framework, or a limit within it, has against a request."""
+    message = f"{method} {quote(path)}: {error.detail}"
+    return ApiError(error.status_code, message, code=_CODES.get(error.status_code), headers=error.headers)
+
+
 def malformed(errors: Sequence[Any]) -> ApiError:
     """Name the first field that is wrong, and how; `errors` are pydantic's."""
     first = errors[0]
@@ -135,10 +141,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {quote(request.url.path)}: {error.detail}"
-        return error_response(
-            ApiError(error.status_code, message, code=_CODES.get(error.status_code), headers=error.headers)
-        )
+        return error_response(of_framework(request.method, request.url.path, error))
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -4,6 +4,8 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Mount
 
+from engine.client import EngineClient
+from server.admission import AdmissionGate
 from server.auth import KeyGate, KeyRing
 from server.limits import BodyLimit
 from server.metrics import MeasuredApp, Metrics, Routes
@@ -17,13 +19,16 @@ from server.tracing import Tracing
 _METHODS = ("GET", "POST", "DELETE")
 
 
-def install(app: FastAPI, settings: Settings, metrics: Metrics, policy: str, tracer: Tracer | None) -> None:
+def install(
+    app: FastAPI, settings: Settings, client: EngineClient, metrics: Metrics, policy: str, tracer: Tracer | None
+) -> None:
     """Wrap the application, whose routes are all known by now; the first added is the innermost.
 
     Raises:
         KeysError: the file of keys cannot be used.
     """
     routes = Routes(_template(route) for route in app.routes)
+    app.add_middleware(AdmissionGate, client=client)
     if settings.api_keys is not None:
         ring = KeyRing(settings.api_keys)
         app.add_middleware(KeyGate, ring=ring, public_paths=settings.public_paths, refused=metrics.refused)

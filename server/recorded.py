@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from engine.client import EngineClient, EngineStats, Event, Picture
+from engine.client import EngineClient, EngineStats, Event, Overloaded, Picture
 from engine.manifest import Manifest
 from engine.request import GenerateRequest
 from server import logs
@@ -72,6 +72,10 @@ class RecordedClient:
             cached=picture.cached,
             replays=picture.replays,
         )
+
+    def turn_away(self) -> Overloaded | None:
+        """See `EngineClient.turn_away`."""
+        return self._client.turn_away()
 
     def cancel(self, request_id: str) -> bool:
         """See `EngineClient.cancel`."""

@@ -22,6 +22,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.backends import BackendOptions, create
+from engine.sources import BATCHES
 from server import keys
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -275,6 +276,34 @@ def test_requests_beyond_the_queue_are_refused_with_a_time_to_come_back(start_se
     assert httpx.post(running.url + ROUTE, json={"prompt": "an apple"}, timeout=60).status_code == 200
 
 
+def test_a_full_queue_refuses_before_it_reads(start_server: Any) -> None:
+    """Whatever is asked for, on a connection that goes on; other routes, and bodies that are too large, as always."""
+    running = start_server(PIXART_QUEUE="1", PIXART_MAX_BODY_BYTES="20000")
+    answers: list[httpx.Response] = []
+    first = threading.Thread(
+        target=lambda: answers.append(httpx.post(running.url + ROUTE, json={"prompt": "an apple"}, timeout=120))
+    )
+    with httpx.Client(base_url=running.url, timeout=60) as client, suspended(worker_of(running)):
+        before = samples(client)["pixart_refusals_total", "queue_full"]
+        first.start()
+        wait_for_a_request(running)
+        for body in (b'{"prompt": "an owl"}', b'{"prompt": 7}', b"no JSON", b"x" * 20000, b""):
+            refused = client.post(ROUTE, content=body, headers={"Content-Type": "application/json"})
+            assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
+            assert int(refused.headers["retry-after"]) >= 1
+            assert "connection" not in refused.headers
+        assert client.post("/v1/images/edits", files={"image": b"no picture"}).status_code == 429
+        assert client.post(ROUTE, content=b"x" * 20001).json()["error"]["code"] == "body_too_large"
+        chunked = client.post(ROUTE, content=(b"x" * 3000 for _ in range(7)))
+        assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "body_too_large")
+        assert client.get("/v1/models").status_code == 200
+        assert client.post("/v1/images/variations").status_code == 404
+        assert samples(client)["pixart_refusals_total", "queue_full"] >= before + 6
+    first.join(120)
+    assert answers[0].status_code == 200
+    assert httpx.post(running.url + ROUTE, json={"prompt": 7}, timeout=60).status_code == 422
+
+
 def test_compiled_modules_are_kept_between_starts(start_server: Any, tmp_path: Path) -> None:
     pictures = []
     for _ in range(2):
@@ -283,4 +312,5 @@ def test_compiled_modules_are_kept_between_starts(start_server: Any, tmp_path: P
         pictures.append(httpx.post(running.url + ROUTE, json=body, timeout=60).json()["data"])
         running.process.terminate()
     assert pictures[0] == pictures[1]
-    assert len(list((tmp_path / "cache").iterdir())) == 6
+    # A graph for each module and any size, and for the default size one for each usual number of samples.
+    assert len(list((tmp_path / "cache").iterdir())) == 6 + 3 + 2 * len(BATCHES)
