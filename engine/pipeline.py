@@ -1,7 +1,7 @@
 """The model's operations on batches of samples: encode text, encode control, one denoising step, decode."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,17 +59,26 @@ class Sample:
 class Pipeline:
     """A bundle's modules, compiled on a backend, for batches of `batches` above all. Not thread-safe.
 
+    `progress` is called before a module is compiled, or loaded from a cache, which may take minutes.
+
     Raises:
         BundleError, CompileError: the bundle cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, batches: Sequence[int] = (1,)) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        batches: Sequence[int] = (1,),
+        progress: Callable[[ModuleName], None] = lambda name: None,
+    ) -> None:
         self.manifest = manifest = bundle.manifest
         self.max_batch = manifest.dimensions["B"].max
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"), manifest.max_tokens)
-        self._modules: dict[ModuleName, Module] = {
-            name: backend.compile(module_source(bundle, name, batches)) for name in manifest.modules
-        }
+        self._modules: dict[ModuleName, Module] = {}
+        for name in manifest.modules:
+            progress(name)
+            self._modules[name] = backend.compile(module_source(bundle, name, batches))
         self._buffers = _Buffers()
         counts = range(manifest.steps.min, manifest.steps.max + 1)
         self._schedules = {steps: schedule(manifest.sampler, steps) for steps in counts}

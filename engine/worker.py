@@ -17,6 +17,7 @@ import time
 from engine.backends import CompileError
 from engine.bundle import BundleError
 from engine.loop import Loop
+from engine.manifest import ModuleName
 from engine.messages import Channel, LoadFailed, Loading, Ready, WorkerSpec
 from engine.pipeline import Pipeline
 from engine.request import GenerateRequest, validate
@@ -27,6 +28,7 @@ from engine.warmup import picture_seconds, warm_up
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 1.0  # seconds of loading, after which it is said what takes so long
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,10 +51,15 @@ def main(end: int, memory: int, parent: int) -> None:
 
 def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:
     manifest = spec.bundle.manifest
+    start = time.monotonic()
+
+    def loading(name: ModuleName) -> None:
+        if time.monotonic() - start > PATIENCE:
+            channel.send(Loading(f"loading {name}"))
+
     try:
-        start = time.monotonic()
         backend = spec.backend()
-        pipeline = Pipeline(spec.bundle, backend, BATCHES)
+        pipeline = Pipeline(spec.bundle, backend, BATCHES, loading)
         seconds = time.monotonic() - start
         what = f"{len(manifest.modules)} modules for {backend.name} {backend.precision}"
         channel.send(Loading(f"compiled {what} in {seconds:.1f} s"))
