@@ -28,7 +28,6 @@ from engine.warmup import picture_seconds, warm_up
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0  # seconds of loading, after which it is said what takes so long
 _PR_SET_PDEATHSIG = 1
 
 
@@ -51,13 +50,12 @@ def main(end: int, memory: int, parent: int) -> None:
 
 def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:
     manifest = spec.bundle.manifest
-    start = time.monotonic()
 
     def loading(name: ModuleName) -> None:
-        if time.monotonic() - start > PATIENCE:
-            channel.send(Loading(f"loading {name}"))
+        channel.send(Loading(f"loading {name}"))
 
     try:
+        start = time.monotonic()
         backend = spec.backend()
         pipeline = Pipeline(spec.bundle, backend, BATCHES, loading)
         seconds = time.monotonic() - start
