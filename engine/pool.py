@@ -231,12 +231,12 @@ class Pool:
         job = validate(request, self._manifest)
         if not self._was_ready:
             raise NotReady
-        if (refusal := self.turn_away()) is not None:
-            raise refusal
         if request_id in self._deliveries:
             raise ValueError(f"request id {request_id!r} is in use")
         if self._quarantined(job):
             raise WorkerFailed("workers died on such a request; it is refused for a while")
+        if (refusal := self.turn_away()) is not None:
+            raise refusal
         delivery = Delivery(next(self._numbers), request_id, job, time.monotonic())
         self._deliveries[request_id] = delivery
         self._dispatch(delivery)
