@@ -77,9 +77,8 @@ class OpenVINOBackend:
         when the number of samples changes. Of the demo model it saves 10 to 30 % of a call.
         """
         exact = self._exact(source)
-        usual = source.usual
         module = OpenVINOModule(source, exact, lambda: self._graph(source, None))
-        if usual is None or not usual.always or len(exact) < len(usual.batches):
+        if not exact or (source.usual is not None and not source.usual.always):
             _ = module.general  # now, because a call will need it
         return module
 

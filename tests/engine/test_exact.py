@@ -129,13 +129,16 @@ def test_a_graph_that_cannot_be_had_leaves_the_others(
     build: Callable[..., Any] = OpenVINOBackend._build
 
     def refuse(self: OpenVINOBackend, source: Source, batch: int | None) -> Any:
+        built.append(batch)
         if batch == 4:
             raise CompileError("no memory")
         return build(self, source, batch)
 
+    built: list[int | None] = []
     monkeypatch.setattr(OpenVINOBackend, "_build", refuse)
     found = create("openvino", OPTIONS).compile(source).run(inputs)
     assert "for exactly 4 samples: no memory" in caplog.text
+    assert set(built) == {1, 2, 4}, "the others do for all batches, so memory is not spent on a general graph"
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
 
