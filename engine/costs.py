@@ -7,6 +7,8 @@ from engine.ticket import Shape, Stage
 
 RATE = 0.1  # how far one observation moves its own batch size
 SHARE = 0.25  # how far it moves the others of its curve, relative to that: what slows one mostly slows all
+SINKING = 0.95  # what is left of a prediction that is doubted
+FLOOR = 0.5  # of what was measured at first; doubts lead no further
 OUTLIER = 4.0  # no observation counts as further off than this factor, so one hiccup does not change the policy
 
 
@@ -26,6 +28,7 @@ class CostModel:
     ) -> None:
         self._area = area
         self._curves: dict[tuple[Stage, Shape], list[float]] = {}  # seconds of batches of 1, 2, …
+        self._floors: dict[tuple[Stage, Shape], float] = {}  # seconds of one sample
         points: dict[tuple[Stage, Shape], dict[int, float]] = {}
         for (stage, shape, batch), seconds in measured.items():
             if batch < 1 or not seconds > 0.0:
@@ -36,6 +39,7 @@ class CostModel:
             raise ValueError(f"not measured: {', '.join(sorted(missing))}")
         for key, curve in points.items():
             self._curves[key] = [_interpolate(curve, batch) for batch in range(1, max(curve) + 1)]
+            self._floors[key] = FLOOR * self._curves[key][0]
 
     def seconds(self, stage: Stage, shape: Shape, batch: int = 1) -> float:
         """Predicted seconds of one call with `batch` samples."""
@@ -51,12 +55,23 @@ class CostModel:
             curve[index] *= others
         curve[batch - 1] = corrected
 
+    def doubt(self) -> None:
+        """Predict a little less from now on: requests are refused for what is predicted, and no call corrects it.
+
+        A phase in which the machine was slow would keep them out for ever otherwise.
+        """
+        for key, curve in self._curves.items():
+            factor = max(SINKING, self._floors[key] / curve[0])
+            if factor < 1.0:
+                curve[:] = [seconds * factor for seconds in curve]
+
     def curve(self, stage: Stage, shape: Shape, batch: int) -> list[float]:
         """Seconds of calls with 1, 2, … samples, at least as far as `batch`; to be read only."""
         key = (stage, None if stage == "text" else shape)
         curve = self._curves.get(key)
         if curve is None:
             curve = self._curves[key] = self._estimate(*key)
+            self._floors[key] = FLOOR * curve[0]
         while len(curve) < batch:  # beyond what was measured, along the last slope; but no batch costs less than a part
             curve.append(max(2.0 * curve[-1] - curve[-2], curve[-1]) if len(curve) > 1 else 2.0 * curve[-1])
         return curve

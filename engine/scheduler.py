@@ -73,6 +73,8 @@ class Scheduler:
         self._add(flight, ticket)
         if ticket.deadline is not None and (late := self._lateness(flight, ticket, now)) > 0.0:
             self.cancel(ticket.id, now)
+            if not self._flights:
+                self.costs.doubt()
             raise Refused("deadline", late)
 
     def _lateness(self, flight: Flight, ticket: Ticket, now: float) -> float:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.costs import OUTLIER, RATE, CostModel
+from engine.costs import FLOOR, OUTLIER, RATE, SINKING, CostModel
 from engine.ticket import Shape, Stage
 
 MEASURED: dict[tuple[Stage, Shape, int], float] = {
@@ -47,6 +47,25 @@ def test_one_hiccup_counts_little():
     costs = CostModel(MEASURED)
     costs.observe("denoise", 64, 1, 1e6)
     assert costs.seconds("denoise", 64, 1) <= 10.0 * (1.0 + RATE * OUTLIER)
+
+
+def test_doubts_lead_back_to_what_was_measured_and_not_to_nothing():
+    costs = CostModel(MEASURED, area)
+    costs.seconds("denoise", 128)  # estimated
+    for _ in range(50):
+        costs.observe("denoise", 64, 1, 100.0)
+        costs.observe("decode", 64, 1, 1.0)
+    slow = [costs.seconds("denoise", 64, batch) for batch in (1, 4)]
+    costs.doubt()
+    assert [costs.seconds("denoise", 64, batch) / before for batch, before in zip((1, 4), slow, strict=True)] == [
+        pytest.approx(SINKING)
+    ] * 2
+    for _ in range(200):
+        costs.doubt()
+    assert costs.seconds("denoise", 64) == pytest.approx(FLOOR * 10.0)
+    assert costs.seconds("denoise", 128) == pytest.approx(FLOOR * 40.0)
+    assert costs.seconds("text", None) == pytest.approx(FLOOR * 1.0)
+    assert costs.seconds("decode", 64) == pytest.approx(1.0, rel=0.05), "less than the floor by observation"
 
 
 @pytest.mark.parametrize(

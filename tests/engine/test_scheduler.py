@@ -76,6 +76,33 @@ def test_refusals_say_why_and_for_how_long():
     assert refused.value.reason == "queue_full" and refused.value.retry_after == pytest.approx(25.0 * (1.0 + MARGIN))
 
 
+@pytest.mark.parametrize("slowness", [2.0, 3.0, 5.0])
+def test_a_slow_phase_does_not_keep_deadlines_out_for_ever(slowness: float):
+    """One request at a time, whose deadline is met easily, but not while all calls take longer."""
+    scheduler = Scheduler(CostModel(COSTS), 4, 8)
+    now, in_time = 0.0, []
+    for number in range(200):
+        slow = slowness if 20 <= number < 60 else 1.0
+        one = ticket(str(number), arrived=now, deadline=now + 24.0 * (0.9 * slowness), encode=Preparation(text=False))
+        try:
+            scheduler.admit(one, now)
+        except Refused:
+            now += 10.0
+            in_time.append(False)
+            continue
+        ready = 0.0
+        while (work := scheduler.next(now)) is not None:
+            seconds = slow * COSTS[work.stage, work.shape, 1]
+            now += seconds
+            if scheduler.finish(work, seconds, now):
+                ready = now
+            scheduler.drop_hopeless(now)
+        in_time.append(0.0 < ready <= one.deadline)  # type: ignore[operator]
+    assert all(in_time[:20])
+    assert not all(in_time[20:60]), "or this tests nothing"
+    assert all(in_time[-50:])
+
+
 def test_a_batch_grows_where_that_pays_and_only_there():
     for costs, largest in ((COSTS, 1), (FLAT, 4)):
         scheduler = Scheduler(CostModel(costs), 4, 8)
