@@ -78,7 +78,8 @@ class Operators:
         strides = [1] * starts.numel() if steps is None else steps.tolist()
         for axis, start, end, step in zip(places, starts.tolist(), ends.tolist(), strides, strict=True):
             if step < 0:
-                x = x.index_select(axis, self._torch.arange(x.shape[axis], device=x.device)[start:end:step])
+                kept = list(range(x.shape[axis]))[start:end:step]
+                x = x.index_select(axis, self._torch.tensor(kept, dtype=self._torch.int64, device=x.device))
             else:
                 index = [slice(None)] * x.ndim
                 # "To the end" is written as the largest integer, which torch would have to cut.

@@ -236,6 +236,12 @@ def test_without_a_gpu_one_sentence_says_so() -> None:
         create("tensorrt_rtx", BackendOptions())
 
 
+@pytest.mark.parametrize("device", ["GPU.1", "cuda1", "gpu:1", "1", "cuda:"])
+def test_a_device_of_another_kind_of_name_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=rf"device '{device}' is not cuda or cuda:<number>"):
+        create("tensorrt_rtx", BackendOptions(device=device))
+
+
 def test_a_missing_package_is_named_with_its_installation() -> None:
     with pytest.raises(CompileError, match=r"^tensorrt cannot be loaded .* install it with: pip install"):
         create("tensorrt", BackendOptions())

@@ -107,6 +107,22 @@ def reference() -> Backend:
     return create("torch", BackendOptions())
 
 
+@pytest.mark.parametrize(("start", "end", "step"), [(-1, -(2**63), -1), (2, 0, -1), (3, -5, -2), (1, 2**63 - 1, 2)])
+def test_slices_run_both_ways(tmp_path: Path, start: int, end: int, step: int) -> None:
+    bounds = {name: np.array([value], np.int64) for name, value in (("s", start), ("e", end), ("a", 1), ("d", step))}
+    nodes = [
+        helper.make_node("Slice", ["x", "s", "e", "a", "d"], ["part"]),
+        helper.make_node("ReduceSum", ["part", "a"], ["sum"], keepdims=1),
+        helper.make_node("Mul", ["x", "sum"], ["y"]),
+    ]
+    source = small_source(tmp_path, nodes, bounds)
+    given = {"x": np.random.default_rng(3).standard_normal((2, 4), dtype=np.float32)}
+    ours, reference = (
+        create(name, BackendOptions()).compile(source).run(given)["y"] for name in ("torch", "onnxruntime")
+    )
+    np.testing.assert_allclose(ours, reference, rtol=1e-6)
+
+
 def test_the_interpreter_names_an_operator_that_it_does_not_know(tmp_path: Path) -> None:
     source = small_source(tmp_path, [helper.make_node("Hardmax", ["x"], ["y"])])
     with pytest.raises(CompileError, match=r"small\.onnx: the torch backend has no operator ai\.onnx\.Hardmax"):

@@ -68,6 +68,7 @@ class TensorRTBackend:
 
     Raises:
         CompileError: the package is missing, or there is no GPU.
+        ValueError: the device has another kind of name.
     """
 
     def __init__(self, package: PackageName, options: BackendOptions, device: Device | None = None) -> None:
@@ -299,9 +300,11 @@ class _Shape:
 
 
 def _device_index(device: str) -> int:
-    """Which GPU `cuda:1` means; the first one unless it is told."""
-    match = re.fullmatch(r"cuda:(\d+)", device, re.IGNORECASE)
-    return int(match[1]) if match else 0
+    """Which GPU `cuda:1` means. The default of all backends, `CPU`, means the first."""
+    match = re.fullmatch(r"cuda(?::(\d+))?|cpu", device, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"device {device!r} is not cuda or cuda:<number>, which TensorRT runs on")
+    return int(match[1] or 0)
 
 
 def _words(ranges: Mapping[str, Range]) -> str:
