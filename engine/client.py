@@ -37,7 +37,7 @@ class DeadlineMissed(Exception):
 
 
 class WorkerFailed(Exception):
-    """The workers that ran this request died, each time; it is not tried again."""
+    """The request, or one like it, is not tried again: workers died on it each time, or a call raised an exception."""
 
 
 class Cancelled(Exception):
@@ -59,7 +59,7 @@ class Picture:
 
     `steps` were taken, at least the request's `min_steps`. `timings` are seconds by stage: queue, text, control,
     denoise, decode; they are this request's own share of no batch, but the time that passed. `truncated`: the prompt
-    had more tokens than the model reads. `cached`: its encoding was known. `replays`: how often a worker died on it.
+    had more tokens than the model reads. `cached`: its encoding was known. `replays`: how many workers died having it.
     """
 
     image: NDArray[np.uint8]
@@ -137,7 +137,8 @@ class EngineClient(Protocol):
 
         Raises:
             InvalidRequest, NotReady, Overloaded: nothing was done.
-            DeadlineMissed, WorkerFailed, Cancelled: it was begun, and there will be no picture.
+            WorkerFailed: it was begun, or one like it was before.
+            DeadlineMissed, Cancelled: it was begun, and there will be no picture.
         """
         ...
 
