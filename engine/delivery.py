@@ -28,6 +28,11 @@ class Delivery:
         """See `engine.request.fingerprint`."""
         return fingerprint(self.job)
 
+    def is_twin_of(self, other: "Delivery") -> bool:
+        """Whether both ask for the same picture. Fingerprints come last, because they read the control image."""
+        mine, others = self.job, other.job
+        return mine.prompt == others.prompt and mine.seed == others.seed and self.fingerprint == other.fingerprint
+
     def tell(self, event: Event | Exception) -> None:
         """Deliver; a picture or an error is the last event."""
         if not self.over:

@@ -17,8 +17,13 @@ from engine.scheduler import Scheduler
 from engine.shared import Shared
 from engine.ticket import Finished, Preparation, Ticket, Work
 from engine.ticket import Refused as NotAdmitted
+from engine.warmup import check
 
 log = logging.getLogger(__name__)
+
+
+class DeviceLost(Exception):
+    """No call works any more, whoever it is for; another process may have better luck."""
 
 
 @dataclass(eq=False)
@@ -56,7 +61,11 @@ class Loop:
         }
 
     def run(self) -> None:
-        """Work until the channel ends."""
+        """Work until the channel ends.
+
+        Raises:
+            DeviceLost: the process should be replaced. The board names those it worked for.
+        """
         try:
             while True:
                 # With nothing to do, wait for a message; else only take what has come.
@@ -88,7 +97,7 @@ class Loop:
         shape = shape_class(job.size, submit.controlled)
         ticket = Ticket(
             id=id,
-            shape=(*shape, id) if submit.alone else shape,
+            shape=shape,
             steps=job.steps,
             min_steps=job.min_steps,
             arrived=submit.submitted,
@@ -121,14 +130,16 @@ class Loop:
         predicted = self._scheduler.costs.seconds(work.stage, work.shape, len(work.ids))
         slots = [self._submits[ticket].slot for id in work.ids for ticket in self._scheduler.audience(id)]
         self._shared.board.begin(slots, predicted)
-        clean = self._attempt(work, work.ids)
+        typical = self._attempt(work, work.ids)
+        if work.stage == "text" and typical:
+            typical = not self._computations[work.ids[0]].cached
         self._shared.board.end()
         now = time.monotonic()
         for id in work.ids:
             if id in self._computations:
                 self._computations[id].reached[work.stage] = now
         # Predictions are of a busy device, and what the loop does between two calls keeps it just as busy.
-        pictures = self._scheduler.finish(work, now - self._since if clean else None, now)
+        pictures = self._scheduler.finish(work, now - self._since if typical else None, now)
         self._since = now
         self._count()
         for finished in pictures:
@@ -138,7 +149,7 @@ class Loop:
         """Run the call for `ids`. If it fails, halve it: a smaller batch may fit into memory, and whatever fails all
         alone has only itself to blame. Nothing that other members have got so far is changed by a call that fails.
 
-        Returns whether the call went through at once.
+        Returns whether it went through for all; if in pieces, the time of all of them is what such a batch costs.
         """
         try:
             self._run[work.stage](ids)
@@ -146,10 +157,9 @@ class Loop:
             if len(ids) > 1:
                 log.warning("%s of %d requests failed (%r); trying halves", work.stage, len(ids), error)
                 middle = len(ids) // 2
-                self._attempt(work, ids[:middle])
-                self._attempt(work, ids[middle:])
-            else:
-                self._fail(ids[0], work, error)
+                halves = [self._attempt(work, ids[:middle]), self._attempt(work, ids[middle:])]
+                return all(halves)
+            self._fail(ids[0], work, error)
             return False
         return True
 
@@ -157,6 +167,10 @@ class Loop:
         audience = self._scheduler.audience(id)
         names = ", ".join(self._submits[ticket].request_id for ticket in audience)
         log.error("%s failed", work.stage, exc_info=error, extra={"request_id": names})
+        try:
+            check(self._pipeline)
+        except Exception as broken:
+            raise DeviceLost("even a plain picture fails") from broken
         for ticket in audience:
             self._scheduler.cancel(ticket, time.monotonic())
             self._end(ticket, "failed", f"{work.stage} failed: {error!r}")

@@ -43,10 +43,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, eq=False)
 class Submit:
-    """Make this picture. The job comes without its control image, which lies in the slot if `controlled`.
-
-    `alone`: a worker died on it before, so it shares no call with others.
-    """
+    """Make this picture. The job comes without its control image, which lies in the slot if `controlled`."""
 
     number: int
     request_id: str
@@ -54,7 +51,6 @@ class Submit:
     controlled: bool
     slot: int
     submitted: float
-    alone: bool
 
 
 @dataclass(frozen=True)
@@ -151,10 +147,13 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        # Unlike `select`, this knows descriptors above 1023, which a worker inherits from a server of many connections.
+        self._arrivals = select.poll()
+        self._arrivals.register(end, select.POLLIN)
 
     def poll(self) -> bool:
         """Whether a message, or the end of all, has arrived."""
-        return bool(select.select([self._socket], [], [], 0)[0])
+        return bool(self._arrivals.poll(0))
 
     def receive(self) -> Any:
         """Wait for the next message.

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
-from dataclasses import replace
 
 from engine.backends import Backend
 from engine.bundle import Bundle
@@ -22,9 +21,10 @@ from engine.client import (
     RefusalReason,
     WorkerFailed,
 )
-from engine.delivery import Delivery, Place
+from engine.delivery import Delivery
+from engine.dispatch import Dispatcher
 from engine.manifest import Manifest
-from engine.messages import Cancel, Done, Ended, FromWorker, Refused, Submit, Unfinished
+from engine.messages import Done, Ended, FromWorker, Refused, Unfinished
 from engine.options import PoolOptions
 from engine.request import GenerateRequest, Job, fingerprint, validate
 from engine.supervisor import Supervisor
@@ -52,10 +52,8 @@ class Pool:
             Supervisor(f"worker-{index}", bundle, backend, options, self, progress)
             for index, backend in enumerate(backends)
         ]
-        # By worker, in the order in which they got them, by number.
-        self._places: dict[Supervisor, dict[int, Place]] = {worker: {} for worker in self._workers}
+        self._dispatcher = Dispatcher(self._workers, self._cannot_be_kept)
         self._deliveries: dict[str, Delivery] = {}
-        self._waiting: list[Delivery] = []  # for a worker to get ready, or for a slot
         self._numbers = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._started: asyncio.Future[None] | None = None
@@ -92,6 +90,7 @@ class Pool:
         """See `EngineClient.submit`. Between a worker's death and its restart requests wait; they are not refused."""
         delivery = self._admit(request, request_id)
         try:
+            self._dispatcher.dispatch(delivery)
             while True:
                 event = await self._next(delivery)
                 if isinstance(event, Exception):
@@ -107,8 +106,8 @@ class Pool:
         if self._closing:
             return self._refuse("draining", DRAINING_RETRY)
         if len(self._deliveries) >= self._options.capacity:
-            seconds = [place.seconds for places in self._places.values() for place in places.values()]
-            return self._refuse("queue_full", min(seconds, default=1.0))
+            soonest = min((place.seconds for place in self._dispatcher.places()), default=1.0)
+            return self._refuse("queue_full", soonest)
         return None
 
     def cancel(self, request_id: str) -> bool:
@@ -117,7 +116,7 @@ class Pool:
         if delivery is None or delivery.over:
             return False
         self._cancelled += 1
-        self._recall(delivery)
+        self._dispatcher.recall(delivery)
         delivery.tell(Cancelled(request_id))
         return True
 
@@ -148,7 +147,7 @@ class Pool:
             except TimeoutError:
                 log.warning("%d requests are given up", len(self._deliveries))
         for delivery in list(self._deliveries.values()):
-            self._recall(delivery)
+            self._dispatcher.recall(delivery)
             delivery.tell(self._refuse("draining", DRAINING_RETRY))
         for worker in self._workers:
             worker.close()
@@ -159,7 +158,7 @@ class Pool:
         if self._started is not None and not self._started.done():
             self._started.set_result(None)
         self._was_ready = True
-        self._pump()
+        self._dispatcher.pump()
 
     def on_failure(self, worker: Supervisor, error: Exception) -> None:
         """See `engine.supervisor.Owner`."""
@@ -171,7 +170,7 @@ class Pool:
     def on_message(self, worker: Supervisor, message: FromWorker) -> None:
         """See `engine.supervisor.Owner`."""
         assert isinstance(message, Unfinished | Done | Refused | Ended)
-        place = self._places[worker][message.number]
+        place = self._dispatcher.place(worker, message.number)
         delivery, size = place.delivery, place.delivery.job.size
         if isinstance(message, Unfinished):
             if message.step not in delivery.shown and not delivery.over:
@@ -201,15 +200,12 @@ class Pool:
             errors = {"cancelled": Cancelled(), "deadline": DeadlineMissed(), "failed": WorkerFailed(message.message)}
             delivery.tell(errors[message.ending])
             worker.booked.clear()
-        del self._places[worker][message.number]
-        worker.free.append(place.slot)
-        self._pump()
+        self._dispatcher.release(worker, message.number)
 
     def on_death(self, worker: Supervisor, suspects: Sequence[int]) -> None:
         """See `engine.supervisor.Owner`. Requests that only waited in the worker are not to blame for its death."""
-        lost, self._places[worker] = self._places[worker], {}
         again = []
-        for place in lost.values():
+        for place in self._dispatcher.lose(worker):
             delivery = place.delivery
             if delivery.over:
                 continue
@@ -222,10 +218,10 @@ class Pool:
             else:
                 self._replays += 1
                 again.append(delivery)
-        # Suspects last, so that the others may be ready before the next death.
+        # Suspects last: for one of them a worker would turn the others away.
         for delivery in sorted(again, key=lambda delivery: (delivery.deaths, delivery.submitted)):
             log.warning("run again, replay %d", delivery.replays, extra={"request_id": delivery.request_id})
-            self._dispatch(delivery)
+            self._dispatcher.dispatch(delivery)
 
     def _admit(self, request: GenerateRequest, request_id: str) -> Delivery:
         job = validate(request, self._manifest)
@@ -239,7 +235,6 @@ class Pool:
             raise refusal
         delivery = Delivery(next(self._numbers), request_id, job, time.monotonic())
         self._deliveries[request_id] = delivery
-        self._dispatch(delivery)
         return delivery
 
     def _refuse(self, reason: RefusalReason, retry_after: float) -> Overloaded:
@@ -251,46 +246,8 @@ class Pool:
         self._quarantine = {key: until for key, until in self._quarantine.items() if until > now}
         return bool(self._quarantine) and fingerprint(job) in self._quarantine
 
-    def _dispatch(self, delivery: Delivery) -> None:
-        """Give a request to the worker that should finish it first, or let it wait until one can take it."""
-        able = [worker for worker in self._workers if worker.state == "warm" and worker.free]
-        if not able:
-            self._waiting.append(delivery)
-            return
-        late = {worker: worker.booked.lateness(delivery.job, delivery.submitted) for worker in able}
-        if (least := min(late.values())) > 0.0 and not delivery.replays and not self._joins(delivery):
-            delivery.tell(self._refuse("deadline", least))
-            return
-        worker = min(able, key=lambda worker: (worker.silent, late[worker], self._expected(worker)))
-        job, slot = delivery.job, worker.free.pop()
-        self._places[worker][delivery.number] = Place(delivery, slot, worker.expected_seconds(job))
-        worker.shared.write_control(slot, job)
-        worker.send(
-            Submit(
-                delivery.number,
-                delivery.request_id,
-                replace(job, control=None),
-                job.control is not None,
-                slot,
-                delivery.submitted,
-                delivery.deaths > 0,
-            )
-        )
-
-    def _expected(self, worker: Supervisor) -> float:
-        """Seconds until the worker should have done all that it has."""
-        return sum(place.seconds for place in self._places[worker].values())
-
-    def _joins(self, delivery: Delivery) -> bool:
-        """Whether an identical request is under way, whose picture will be this one's as well."""
-        others = (other for other in self._deliveries.values() if other is not delivery and not other.over)
-        return any(other.fingerprint == delivery.fingerprint for other in others)
-
-    def _pump(self) -> None:
-        """Try again for those that wait."""
-        waiting, self._waiting = self._waiting, []
-        for delivery in waiting:
-            self._dispatch(delivery)
+    def _cannot_be_kept(self, delivery: Delivery, late: float) -> None:
+        delivery.tell(self._refuse("deadline", late))
 
     async def _next(self, delivery: Delivery) -> Event | Exception:
         """The next event. A deadline passes even when no worker is there to say so."""
@@ -301,23 +258,15 @@ class Pool:
             async with asyncio.timeout(left):
                 return await delivery.events.get()
         except TimeoutError:
-            self._recall(delivery)
+            self._dispatcher.recall(delivery)
             delivery.over = True
             return DeadlineMissed()
-
-    def _recall(self, delivery: Delivery) -> None:
-        """Have no more work done for it. A worker's slot is free when the worker has said that it left it."""
-        if delivery in self._waiting:
-            self._waiting.remove(delivery)
-        for worker, places in self._places.items():
-            if delivery.number in places and not delivery.over:
-                worker.send(Cancel(delivery.number))
 
     def _leave(self, delivery: Delivery) -> None:
         """Its generator is finished, or closed early."""
         if not delivery.over:
             self._cancelled += 1
-            self._recall(delivery)
+            self._dispatcher.recall(delivery)
             delivery.over = True
         del self._deliveries[delivery.request_id]
         if not self._deliveries:

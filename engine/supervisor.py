@@ -44,7 +44,7 @@ class Owner(Protocol):
         ...
 
     def on_death(self, worker: "Supervisor", suspects: Sequence[int]) -> None:
-        """All its requests are lost; it was working on those in the slots `suspects`. `free` is full again."""
+        """All its requests are lost; it was working on those in the slots `suspects`. `free` is empty."""
         ...
 
     def on_failure(self, worker: "Supervisor", error: Exception) -> None:
@@ -153,7 +153,7 @@ class Supervisor:
 
     def send(self, message: ToWorker) -> None:
         """Pass a message on; never blocks. To a worker that is dying, it is lost."""
-        if self._life is not None:
+        if self._life is not None and not self._life.writer.is_closing():
             self._life.writer.write(pack(message))
 
     async def run(self) -> None:
@@ -166,6 +166,8 @@ class Supervisor:
                 failure = await self._live()
             except OSError as error:  # no process, descriptor or memory to be had just now
                 log.error("%s cannot be started: %s", self.name, error)
+            except Exception:  # whatever it is, a worker that nobody supervises would be worse
+                log.exception("%s could not be supervised", self.name)
             if self._closing.is_set():
                 break
             deaths = 1 if self._useful else deaths + 1
@@ -194,7 +196,8 @@ class Supervisor:
             self._kill(life, "it is not needed any more")
             return
         with suppress(OSError):
-            life.writer.write_eof()
+            if not life.writer.is_closing():
+                life.writer.write_eof()
         asyncio.get_running_loop().call_later(STOP_SECONDS, self._kill, life, "it did not leave")
 
     async def _live(self) -> Exception | None:
@@ -206,10 +209,9 @@ class Supervisor:
         try:
             if self._closing.is_set():
                 life.process.kill()
-            while True:
-                message: FromWorker = await read(life.reader)
+            while (message := await self._receive(life)) is not None:
                 if isinstance(message, Loading):
-                    self._progress(f"{self.name}: {message.line}")
+                    self._say(message.line)
                 elif isinstance(message, LoadFailed):
                     failure = message.error
                 elif isinstance(message, Ready):
@@ -217,13 +219,25 @@ class Supervisor:
                 else:
                     self._useful |= isinstance(message, Done)
                     self._owner.on_message(self, message)
-        except (EOFError, ConnectionError):
-            pass
         finally:
             watch.cancel()
             life.process.kill()
             await self._bury(life)
         return failure
+
+    async def _receive(self, life: _Life) -> FromWorker | None:
+        """The next message; None when the process is gone."""
+        try:
+            message: FromWorker = await read(life.reader)
+        except (EOFError, ConnectionError):
+            return None
+        return message
+
+    def _say(self, line: str) -> None:
+        try:
+            self._progress(f"{self.name}: {line}")
+        except Exception as error:  # the terminal may be gone, which is no reason to stop
+            log.warning("progress cannot be shown: %r", error)
 
     async def _start(self) -> _Life:
         ours, theirs = socket.socketpair()
@@ -276,6 +290,9 @@ class Supervisor:
 
     async def _bury(self, life: _Life) -> None:
         """Wait for the process's end, keep its counters, and tell the owner."""
+        if self.state == "warm":
+            self.state = "restarting"
+        self.free = []
         life.writer.close()
         try:
             code = await asyncio.to_thread(life.process.wait, STOP_SECONDS)
@@ -290,7 +307,6 @@ class Supervisor:
         self._batch_sizes.update(board.batch_sizes)
         suspects = board.suspects
         self._life = None
-        self.free = []
         self.booked.clear()
         self._owner.on_death(self, suspects)
 

@@ -24,7 +24,7 @@ CONTROL_AREA = 1.5  # how much larger a picture with control counts, where only 
 def area(shape: Shape) -> float:
     """Pixels of a shape class, weighted; what the cost model compares those by that were not measured."""
     assert isinstance(shape, tuple)
-    width, height, controlled, *_ = shape
+    width, height, controlled = shape
     return float(width * height * (CONTROL_AREA if controlled else 1.0))
 
 
@@ -54,6 +54,14 @@ def warm_up(pipeline: Pipeline, seconds: float) -> tuple[CostModel, int]:
         if 2.0 * time.monotonic() - start > end:  # another would end too late
             break
     return CostModel(meter.medians(), area), most
+
+
+def check(pipeline: Pipeline) -> None:
+    """Make the first step of a plain picture, and decode it; raises what the runtime raises if even that fails."""
+    job = validate(GenerateRequest("check", steps=pipeline.manifest.steps.min), pipeline.manifest)
+    sample = pipeline.start(job, pipeline.encode_text(job.prompt), None)
+    pipeline.denoise([sample])
+    pipeline.decode([sample])
 
 
 class _Meter:

@@ -16,7 +16,7 @@ import time
 
 from engine.backends import CompileError
 from engine.bundle import BundleError
-from engine.loop import Loop
+from engine.loop import DeviceLost, Loop
 from engine.manifest import ModuleName
 from engine.messages import Channel, LoadFailed, Loading, Ready, WorkerSpec
 from engine.pipeline import Pipeline
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(end: int, memory: int, parent: int) -> None:
-    """Serve until the server closes the socket. Exit status 1: the model could not be loaded."""
+    """Serve until the server closes the socket. Exit status 1: the model cannot be loaded, or works no more."""
     _die_with(parent)
     # A terminal's Ctrl-C is for the server, which lets requests finish and then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -46,6 +46,9 @@ def main(end: int, memory: int, parent: int) -> None:
         _load(spec, shared, channel).run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except DeviceLost as error:
+        log.error("%s: %r", error, error.__cause__)
+        sys.exit(1)
 
 
 def _load(spec: WorkerSpec, shared: Shared, channel: Channel) -> Loop:

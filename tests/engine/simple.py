@@ -18,7 +18,7 @@ from engine.backends.base import Array, Arrays, CompileError, Precision, Source,
 from engine.tokenizer import Tokenizer
 from server.settings import DEMO_BUNDLE
 
-Fault = Literal["kill", "hang once", "raise", "memory"]
+Fault = Literal["kill", "hang once", "raise", "memory", "break once"]
 
 SAMPLE_BYTES = 256 * 2**20  # what a call takes for each sample once memory is short
 ROOM = 2.5 * SAMPLE_BYTES
@@ -32,14 +32,15 @@ def token(prompt: str) -> int:
 @dataclass
 class SimpleBackend:
     """`seconds` is how long a denoiser call takes. `faults` maps the first token of a prompt to what happens when it
-    is drawn. `hung` is a file that tells that the one hang has happened. `loading`: what happens at the start."""
+    is drawn; what happens `once` leaves the file `happened`. `loading`: what happens at the start."""
 
     seconds: float = 0.0
     faults: Mapping[int, Fault] = field(default_factory=dict)
-    hung: Path | None = None
+    happened: Path | None = None
     loading: Literal["works", "refused", "hangs", "short of memory"] = "works"
     name: str = "simple"
     precision: Precision = "f32"
+    broken: bool = False  # no call works any more in this process
 
     def compile(self, source: Source) -> "SimpleModule":
         if self.loading == "refused":
@@ -55,6 +56,8 @@ class SimpleModule:
     source: Source
 
     def run(self, inputs: Arrays, outputs: Arrays | None = None) -> dict[str, Array]:
+        if self.backend.broken:
+            raise RuntimeError("the device is lost")
         ready, results = prepare(self.source, inputs, outputs)
         kind = self.source.graph.stem
         if kind == "text_encoder":
@@ -89,15 +92,24 @@ class SimpleModule:
     def _fail(self, fault: Fault, batch: int) -> None:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif fault == "hang once":
-            assert self.backend.hung is not None
-            if not self.backend.hung.exists():
-                self.backend.hung.touch()
-                signal.pause()
+        elif fault == "hang once" and self._first():
+            signal.pause()
+        elif fault == "break once" and self._first():
+            self.backend.broken = True
+            raise RuntimeError("the device is lost")
         elif fault == "raise":
             raise RuntimeError("this prompt cannot be drawn")
         elif fault == "memory":
             _need_memory(batch)
+
+    def _first(self) -> bool:
+        """Whether this happens for the first time, in any process."""
+        assert self.backend.happened is not None
+        try:
+            self.backend.happened.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 def _need_memory(samples: int) -> None:

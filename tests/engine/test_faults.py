@@ -7,10 +7,12 @@ import asyncio
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -39,7 +41,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> SimpleBackend:
     faults = {token("dragon"): "kill", token("snail"): "hang once", token("moon"): "raise", token("whale"): "memory"}
     assert len(faults) == 4
     assert token("apple") not in faults
-    return SimpleBackend(0.01, faults, tmp_path_factory.mktemp("hang") / "hung")  # type: ignore[arg-type]
+    return SimpleBackend(0.01, faults, tmp_path_factory.mktemp("once") / "happened")  # type: ignore[arg-type]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -113,7 +115,7 @@ async def test_a_call_that_hangs_is_cut_off(pool: Pool, backend: SimpleBackend) 
     )
     assert hangs.replays >= 1
     assert neighbour.image.std() > 0
-    assert backend.hung is not None and backend.hung.exists()
+    assert backend.happened is not None and backend.happened.exists()
 
 
 async def test_a_request_that_kills_workers_is_refused_and_its_neighbours_are_served(pool: Pool) -> None:
@@ -129,6 +131,91 @@ async def test_a_request_that_kills_workers_is_refused_and_its_neighbours_are_se
     await picture(pool, APPLE, "apple")
     await until(lambda: all_warm(pool))
     assert restarts(pool) <= before + 1  # the last death's, which may have been noted later
+
+
+async def test_no_neighbour_dies_twice_with_a_request_that_kills_workers(
+    bundle: Bundle, backend: SimpleBackend
+) -> None:
+    async with running(bundle, Constant(backend), 1, OPTIONS) as pool:
+        poison = asyncio.create_task(picture(pool, replace(APPLE, prompt="dragon", steps=2), "dragon"))
+        neighbours = [asyncio.create_task(picture(pool, replace(APPLE, seed=i, steps=8), str(i))) for i in range(12)]
+        made = await asyncio.wait_for(asyncio.gather(*neighbours), PATIENCE)
+        with pytest.raises(WorkerFailed, match="3 workers died"):
+            await asyncio.wait_for(poison, PATIENCE)
+        assert {one.replays for one in made} <= {0, 1}
+        assert pool.stats().replays <= 12 + 2
+
+
+async def test_who_waits_behind_a_suspect_that_leaves_is_served(bundle: Bundle, backend: SimpleBackend) -> None:
+    control = np.zeros((128, 128, 3), np.uint8)  # so that it shares no call with the others
+    async with running(bundle, Constant(replace(backend, seconds=0.1)), 1, replace(OPTIONS, warmup=0.0)) as pool:
+        poison = asyncio.create_task(picture(pool, replace(APPLE, prompt="dragon"), "dragon"))
+        long = asyncio.create_task(picture(pool, replace(APPLE, steps=8, control=control), "long"))
+        await until(lambda: restarts(pool) == 1 and pool.ready)
+        behind = asyncio.create_task(picture(pool, replace(APPLE, seed=3), "behind"))
+        await asyncio.sleep(0)
+        assert pool.cancel("dragon")
+        with pytest.raises(Cancelled):
+            await poison
+        made = await asyncio.wait_for(asyncio.gather(long, behind), PATIENCE)
+        assert [one.replays for one in made] == [1, 0]
+        assert restarts(pool) == 1
+
+
+async def test_a_worker_for_which_nothing_works_any_more_is_replaced(
+    bundle: Bundle, backend: SimpleBackend, tmp_path: Path
+) -> None:
+    fragile = replace(backend, faults={token("moon"): "break once"}, happened=tmp_path / "happened")
+    async with running(bundle, Constant(fragile), 2, OPTIONS) as pool:
+        await until(lambda: all_warm(pool))
+        requests = [replace(APPLE, seed=i, prompt="moon" if i == 5 else "apple") for i in range(12)]
+        made = await asyncio.wait_for(
+            asyncio.gather(*(picture(pool, r, str(i)) for i, r in enumerate(requests))), PATIENCE
+        )
+        expected = Generator(bundle, SimpleBackend())
+        for request, one in zip(requests, made, strict=True):
+            np.testing.assert_array_equal(one.image, expected.generate(request).images[0])
+        assert made[5].replays == 1
+        await until(lambda: all_warm(pool))
+        assert restarts(pool) == 1
+
+
+async def test_a_worker_that_is_being_buried_gets_no_requests(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    await until(lambda: all_warm(pool))
+    worker = pool._workers[0]
+    assert worker._life is not None
+    process = worker._life.process
+    wait, buried = process.wait, threading.Event()
+
+    def linger(timeout: float | None = None) -> int:
+        buried.wait(PATIENCE)
+        return wait(timeout)
+
+    monkeypatch.setattr(process, "wait", linger)
+    before = restarts(pool)
+    process.kill()
+    await until(lambda: worker.state != "warm")
+    made = await asyncio.wait_for(
+        asyncio.gather(*(picture(pool, replace(APPLE, seed=i), str(i)) for i in range(4))), PATIENCE
+    )
+    assert {(one.worker, one.replays) for one in made} == {("worker-1", 0)}
+    buried.set()
+    await until(lambda: all_warm(pool))
+    assert restarts(pool) == before + 1
+
+
+async def test_whoever_shows_the_progress_may_fail(bundle: Bundle, backend: SimpleBackend) -> None:
+    def progress(line: str) -> None:
+        raise BrokenPipeError
+
+    pool = Pool(bundle, [Constant(backend)], OPTIONS, progress)
+    await asyncio.wait_for(pool.start(), PATIENCE)
+    [pid] = pids(pool)
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: restarts(pool) == 1 and pool.ready)
+    await asyncio.wait_for(picture(pool, APPLE, "apple"), PATIENCE)
+    assert restarts(pool) == 1
+    await pool.close(PATIENCE)
 
 
 async def test_an_exception_fails_its_own_request_only(pool: Pool) -> None:

@@ -11,7 +11,7 @@ import pytest
 from engine.bundle import Bundle
 from engine.costs import OUTLIER, RATE, CostModel
 from engine.generate import Generator
-from engine.loop import Loop
+from engine.loop import DeviceLost, Loop
 from engine.messages import Cancel, Channel, Done, Ended, FromWorker, Refused, Submit, Unfinished
 from engine.pipeline import Pipeline, Sample
 from engine.request import GenerateRequest, Job, shape_class, validate
@@ -37,7 +37,7 @@ class Bench:
     end: Channel
     jobs: list[Job] = field(default_factory=list)
 
-    def submit(self, request: GenerateRequest, alone: bool = False) -> int:
+    def submit(self, request: GenerateRequest) -> int:
         job = validate(request, self.bundle.manifest)
         number = len(self.jobs)
         self.jobs.append(job)
@@ -50,7 +50,6 @@ class Bench:
                 job.control is not None,
                 number,
                 time.monotonic(),
-                alone,
             )
         )
         return number
@@ -153,19 +152,6 @@ def test_strangers_share_calls_and_change_nothing(bench: Bench, rng: np.random.G
     bench.assert_empty()
 
 
-def test_a_suspect_runs_alone(bench: Bench) -> None:
-    for seed in range(3):
-        bench.submit(replace(APPLE, seed=seed))
-    suspect = bench.submit(replace(APPLE, seed=9), alone=True)
-    calls = watch(bench.pipeline)
-    bench.finish()
-    seen = [[sample.job.seed for sample in samples] for samples in calls]
-    assert [seeds for seeds in seen if 9 in seeds] == [[9]] * 4
-    assert max(len(seeds) for seeds in seen) > 1
-    np.testing.assert_array_equal(bench.picture(suspect), expected(bench.bundle, replace(APPLE, seed=9)))
-    bench.assert_empty()
-
-
 def test_who_fails_in_a_batch_fails_alone(bench: Bench) -> None:
     requests = [replace(APPLE, seed=i, prompt="moon" if i in (2, 5) else "apple") for i in range(6)]
     for request in requests:
@@ -258,6 +244,49 @@ def test_known_prompts_are_not_encoded_again(bench: Bench) -> None:
     assert again.timings["text"] == 0.0
     assert bench.shared.board.prompt_misses == 1
     assert bench.shared.board.prompt_hits == 3
+
+
+def test_a_prompt_that_became_known_meanwhile_says_nothing_about_encoding(bench: Bench) -> None:
+    costs = bench.loop._scheduler.costs
+    for seed in range(4):
+        bench.submit(replace(APPLE, seed=seed))
+    bench.loop._step()
+    encoded = costs.seconds("text", None)
+    bench.finish()
+    assert bench.shared.board.prompt_hits == 3
+    assert costs.seconds("text", None) == encoded
+
+
+def test_batches_that_only_work_in_halves_are_not_tried_for_ever(bench: Bench) -> None:
+    tried = []
+    denoise = bench.pipeline.denoise
+
+    def too_much(samples: Sequence[Sample]) -> None:
+        tried.append(len(samples))
+        if len(samples) > 2:
+            time.sleep(0.01)
+            raise MemoryError
+        denoise(samples)
+
+    bench.pipeline.denoise = too_much  # type: ignore[method-assign]
+    for _ in range(20):
+        first = len(tried)
+        for seed in range(SLOTS):
+            bench.submit(replace(APPLE, seed=seed))
+        assert len([message for message in bench.finish() if isinstance(message, Done)]) == SLOTS
+        bench.jobs.clear()
+    assert max(tried) == SLOTS
+    assert max(tried[first:]) == 2
+
+
+def test_what_no_call_can_do_any_more_ends_the_loop(bench: Bench) -> None:
+    bench.submit(APPLE)
+    bench.loop._step()
+    bench.pipeline._modules["denoiser"].backend.broken = True  # type: ignore[attr-defined]
+    with pytest.raises(DeviceLost):
+        bench.loop._step()
+    assert bench.shared.board.suspects == (0,)
+    assert bench.messages() == []
 
 
 def test_timings_add_up(bench: Bench) -> None:

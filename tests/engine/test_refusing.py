@@ -82,7 +82,7 @@ async def test_it_is_asked_again_when_something_has_left(pool: Pool, asked: list
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
-    await until(lambda: not any(pool._places.values()))
+    await until(lambda: not any(pool._dispatcher.places()))
     await refusal(pool, "again")
     assert asked[3] == asked[2]
 
@@ -94,9 +94,18 @@ async def test_who_may_join_others_is_not_refused_unasked(pool: Pool, asked: lis
     running = asyncio.ensure_future(anext(events))
     await until(lambda: len(asked) == 3)
     await refusal(pool, "second")  # too late for that one, too, but only the worker knows
-    assert len(asked) == 4
+    assert len(asked) == 4 and asked[3] == asked[2]
     assert isinstance(await running, Picture)
     await events.aclose()
+
+
+async def test_identical_requests_go_where_their_picture_is_made(pool: Pool, asked: list[str]) -> None:
+    before = sum(pool.stats().batch_sizes.values())
+    same = [picture(pool, replace(APPLE, steps=2, seed=5), f"same {index}") for index in range(3)]
+    other = picture(pool, replace(APPLE, steps=2, seed=6), "other")
+    made = await asyncio.gather(*same, other)
+    assert len({one.worker for one in made[:3]}) == 1 and len({one.worker for one in made}) == 2
+    assert sum(pool.stats().batch_sizes.values()) == before + 4
 
 
 async def test_a_worker_that_has_time_is_preferred(pool: Pool, asked: list[str]) -> None:
