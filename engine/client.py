@@ -138,7 +138,7 @@ class EngineClient(Protocol):
         Raises:
             InvalidRequest, NotReady, Overloaded: nothing was done.
             WorkerFailed: it was begun, or one like it was before.
-            DeadlineMissed, Cancelled: it was begun, and there will be no picture.
+            DeadlineMissed, Cancelled: it was taken, and there will be no picture.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from copy import copy
 
 from engine.ticket import Shape, Stage
 
@@ -28,7 +29,7 @@ class CostModel:
     ) -> None:
         self._area = area
         self._curves: dict[tuple[Stage, Shape], list[float]] = {}  # seconds of batches of 1, 2, …
-        self._floors: dict[tuple[Stage, Shape], float] = {}  # seconds of one sample
+        self._floors: dict[tuple[Stage, Shape], float] = {}  # of one sample's seconds
         points: dict[tuple[Stage, Shape], dict[int, float]] = {}
         for (stage, shape, batch), seconds in measured.items():
             if batch < 1 or not seconds > 0.0:
@@ -65,26 +66,37 @@ class CostModel:
             if factor < 1.0:
                 curve[:] = [seconds * factor for seconds in curve]
 
+    def at_best(self) -> "CostModel":
+        """What doubts lead to in the end."""
+        best = copy(self)
+        best._curves = {
+            key: [seconds * min(1.0, self._floors[key] / curve[0]) for seconds in curve]
+            for key, curve in self._curves.items()
+        }
+        return best
+
     def curve(self, stage: Stage, shape: Shape, batch: int) -> list[float]:
         """Seconds of calls with 1, 2, … samples, at least as far as `batch`; to be read only."""
         key = (stage, None if stage == "text" else shape)
         curve = self._curves.get(key)
         if curve is None:
-            curve = self._curves[key] = self._estimate(*key)
-            self._floors[key] = FLOOR * curve[0]
+            curve, self._floors[key] = self._estimate(*key)
+            self._curves[key] = curve
         while len(curve) < batch:  # beyond what was measured, along the last slope; but no batch costs less than a part
             curve.append(max(2.0 * curve[-1] - curve[-2], curve[-1]) if len(curve) > 1 else 2.0 * curve[-1])
         return curve
 
-    def _estimate(self, stage: Stage, shape: Shape) -> list[float]:
+    def _estimate(self, stage: Stage, shape: Shape) -> tuple[list[float], float]:
+        """Curve and floor of a shape class that was not measured."""
         if stage == "preview" and not any(known == "preview" for known, _ in self._curves):
-            return list(self.curve("decode", shape, 1))
+            return list(self.curve("decode", shape, 1)), self._floors["decode", shape]
         known = [other for measured, other in self._curves if measured == stage]
         if not known:
             raise ValueError(f"not measured: {stage}")
         wanted = self._area(shape)
         nearest = min(known, key=lambda other: abs(self._area(other) / wanted - 1.0))
-        return [seconds * wanted / self._area(nearest) for seconds in self._curves[stage, nearest]]
+        larger = wanted / self._area(nearest)
+        return [seconds * larger for seconds in self._curves[stage, nearest]], self._floors[stage, nearest] * larger
 
 
 def _interpolate(curve: Mapping[int, float], batch: int) -> float:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from engine.client import Event, Preview
-from engine.request import Job, fingerprint
+from engine.request import Job, fingerprint, settings
 
 
 @dataclass(eq=False)
 class Delivery:
-    """A request on its way. `deaths`: workers that died while working on it; `replays`: all that died having it."""
+    """A request on its way. `suspect`: a worker died on it, or on one like it; `replays`: how many died having it."""
 
     number: int
     request_id: str
@@ -19,7 +19,7 @@ class Delivery:
     submitted: float
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
     shown: set[int] = field(default_factory=set)  # steps whose previews were delivered
-    deaths: int = 0
+    suspect: bool = False
     replays: int = 0
     over: bool = False
 
@@ -29,9 +29,9 @@ class Delivery:
         return fingerprint(self.job)
 
     def is_twin_of(self, other: "Delivery") -> bool:
-        """Whether both ask for the same picture. Fingerprints come last, because they read the control image."""
-        mine, others = self.job, other.job
-        return mine.prompt == others.prompt and mine.seed == others.seed and self.fingerprint == other.fingerprint
+        """Whether both ask for the same picture."""
+        # Control images are read only if all else is equal.
+        return settings(self.job) == settings(other.job) and self.fingerprint == other.fingerprint
 
     def tell(self, event: Event | Exception) -> None:
         """Deliver; a picture or an error is the last event."""

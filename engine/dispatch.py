@@ -12,8 +12,8 @@ class Dispatcher:
     """All requests of a pool that are not over: in a worker, or waiting for one.
 
     A request goes where the same picture is being made already, or else to the worker that should be done first. A
-    suspect, on which a worker died, is given a worker to itself, so that nobody dies with it: when its turn has come,
-    one worker takes no others until it has done what it had, and then the suspect. `late` is told of requests that no
+    suspect gets a worker to itself, so that nobody dies with it: an idle one, or one that takes nobody else until it
+    has done what it had. Those who wait meanwhile come before the next suspect. `late` is told of requests that no
     worker would finish in time, and by how many seconds.
     """
 
@@ -23,7 +23,7 @@ class Dispatcher:
         self._places: dict[Supervisor, dict[int, Place]] = {worker: {} for worker in workers}
         self._waiting: list[Delivery] = []  # for a worker to get ready, or for a slot
         self._suspects: list[Delivery] = []  # that wait
-        self._cleared: Supervisor | None = None  # the worker that suspects get
+        self._cleared: Supervisor | None = None  # the worker that takes nobody else before the next suspect
 
     def places(self) -> Iterator[Place]:
         """Of all requests that workers have."""
@@ -35,7 +35,7 @@ class Dispatcher:
 
     def dispatch(self, delivery: Delivery) -> None:
         """Give a request to a worker, or let it wait until one can take it."""
-        if delivery.deaths:
+        if delivery.suspect:
             self._suspects.append(delivery)
             self._isolate()
             return
@@ -45,12 +45,14 @@ class Dispatcher:
             return
         late = {worker: worker.booked.lateness(delivery.job, delivery.submitted) for worker in able}
         least = min(late.values())
-        twin = self._holder_of_twin(delivery, able) if least > 0.0 or len(able) > 1 else None
-        if least > 0.0 and not delivery.replays and twin is None:
+        twins = self._holder_of_twin(delivery, able) if least > 0.0 or len(able) > 1 else None
+        if least > 0.0 and not delivery.replays and twins is None:
             self._late(delivery, least)
             return
-        rest = min(able, key=lambda worker: (worker.silent, late[worker], self._expected(worker)))
-        self._give(delivery, twin or rest)
+        soonest = min(able, key=lambda worker: (worker.silent, late[worker], self._expected(worker)))
+        if delivery.job.timeout is not None and not self._places[soonest] and late[soonest] <= 0.0:
+            twins = None  # an idle worker keeps the deadline if anybody can
+        self._give(delivery, twins or soonest)
 
     def pump(self) -> None:
         """Try again for those that wait."""
@@ -65,7 +67,9 @@ class Dispatcher:
         self.pump()
 
     def lose(self, worker: Supervisor) -> list[Place]:
-        """A worker is gone; returns what it had."""
+        """A worker is gone; returns what it had. The caller dispatches that again, and then pumps."""
+        if worker is self._cleared:
+            self._cleared = None
         lost, self._places[worker] = self._places[worker], {}
         return list(lost.values())
 
@@ -75,6 +79,8 @@ class Dispatcher:
             self._waiting.remove(delivery)
         if delivery in self._suspects:
             self._suspects.remove(delivery)
+            if not self._suspects:
+                self._cleared = None
             self.pump()  # the worker that it waited for may take others again
         for worker, places in self._places.items():
             if delivery.number in places and not delivery.over:
@@ -82,25 +88,30 @@ class Dispatcher:
 
     def _takes_others(self, worker: Supervisor) -> bool:
         """Whether requests may share this worker: not if it has a suspect, or is to get the next."""
-        if worker.state != "warm" or (worker is self._cleared and self._suspects):
+        if worker.state != "warm" or worker is self._cleared:
             return False
-        return not any(place.delivery.deaths for place in self._places[worker].values())
+        return not any(place.delivery.suspect for place in self._places[worker].values())
 
     def _isolate(self) -> None:
-        """Get on with the suspects: clear a worker for the first, or give it to the one that is cleared."""
+        """Give suspects the workers that are idle; if there is none, clear one for the first of them."""
+        warm = [worker for worker in self._places if worker.state == "warm"]
+        idle = [worker for worker in warm if not self._places[worker] and not worker.silent]
+        while self._suspects and idle:
+            worker = self._cleared if self._cleared in idle else idle[0]
+            idle.remove(worker)
+            self._cleared = None
+            self._give(self._suspects.pop(0), worker)
         if not self._suspects:
-            return
-        if self._cleared is None or self._cleared.state != "warm":
-            warm = [worker for worker in self._places if worker.state == "warm"]
-            self._cleared = min(warm, key=lambda worker: (worker.silent, self._expected(worker)), default=None)
-        if self._cleared is not None and not self._places[self._cleared]:
-            self._give(self._suspects.pop(0), self._cleared)
+            self._cleared = None
+        elif self._cleared is None or self._cleared.silent:
+            candidates = [worker for worker in warm if self._takes_others(worker)]
+            self._cleared = min(candidates, key=lambda each: (each.silent, self._expected(each)), default=None)
 
     def _holder_of_twin(self, delivery: Delivery, able: Sequence[Supervisor]) -> Supervisor | None:
         """The worker with an identical request under way, whose picture will be this one's as well."""
         for worker in able:
             others = (place.delivery for place in self._places[worker].values())
-            if any(not other.over and other.is_twin_of(delivery) for other in others):
+            if not worker.silent and any(not other.over and other.is_twin_of(delivery) for other in others):
                 return worker
         return None
 

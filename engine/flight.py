@@ -28,6 +28,7 @@ class Flight:
     preview: bool = False  # one is due
     busy: bool = False  # part of a call that runs
     begun: bool = False
+    company: bool = False  # it has not had the device to itself all the time
     # Of the audience:
     due: float = inf  # when the first should be ready, were there no deadlines
     deadline: float = inf  # the earliest

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 
 from engine.backends import Backend
+from engine.blame import Blame
 from engine.bundle import Bundle
 from engine.client import (
     Cancelled,
@@ -26,7 +27,7 @@ from engine.dispatch import Dispatcher
 from engine.manifest import Manifest
 from engine.messages import Done, Ended, FromWorker, Refused, Unfinished
 from engine.options import PoolOptions
-from engine.request import GenerateRequest, Job, fingerprint, validate
+from engine.request import GenerateRequest, validate
 from engine.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Pool:
         self._tasks: list[asyncio.Task[None]] = []
         self._started: asyncio.Future[None] | None = None
         self._failures: list[Exception] = []
-        self._quarantine: dict[Hashable, float] = {}  # until when
+        self._blame = Blame(options.replays, options.quarantine)
         self._was_ready = False
         self._closing = False
         self._idle = asyncio.Event()
@@ -178,6 +179,8 @@ class Pool:
                 image = worker.shared.picture(place.slot, size, message.step).copy()
                 delivery.tell(Preview(message.step, delivery.job.steps, image))
             return
+        if isinstance(message, Done) and delivery.suspect:
+            self._blame.clear(delivery.fingerprint)
         if isinstance(message, Done) and not delivery.over:
             picture = Picture(
                 worker.shared.picture(place.slot, size).copy(),
@@ -204,24 +207,33 @@ class Pool:
 
     def on_death(self, worker: Supervisor, suspects: Sequence[int]) -> None:
         """See `engine.supervisor.Owner`. Requests that only waited in the worker are not to blame for its death."""
-        again = []
-        for place in self._dispatcher.lose(worker):
-            delivery = place.delivery
-            if delivery.over:
-                continue
+        lost = self._dispatcher.lose(worker)
+        for key in {place.delivery.fingerprint for place in lost if place.slot in suspects}:
+            self._blame.add(key)
+            if self._blame.refuses(key):
+                self._give_up(key)
+        again = [place.delivery for place in lost if not place.delivery.over]
+        for delivery in again:
             delivery.replays += 1
-            delivery.deaths += place.slot in suspects
-            if delivery.deaths > self._options.replays:
-                log.error("given up: %d workers died on it", delivery.deaths, extra={"request_id": delivery.request_id})
-                self._quarantine[delivery.fingerprint] = time.monotonic() + self._options.quarantine
-                delivery.tell(WorkerFailed(f"{delivery.deaths} workers died while working on this request"))
-            else:
-                self._replays += 1
-                again.append(delivery)
+            delivery.suspect = self._is_suspect(delivery)
+            self._replays += 1
         # Suspects last: for one of them a worker would turn the others away.
-        for delivery in sorted(again, key=lambda delivery: (delivery.deaths, delivery.submitted)):
+        for delivery in sorted(again, key=lambda delivery: (delivery.suspect, delivery.submitted)):
             log.warning("run again, replay %d", delivery.replays, extra={"request_id": delivery.request_id})
             self._dispatcher.dispatch(delivery)
+        self._dispatcher.pump()
+
+    def _give_up(self, key: Hashable) -> None:
+        """End all requests of this fingerprint."""
+        deaths = self._blame.deaths(key)
+        for delivery in list(self._deliveries.values()):
+            if not delivery.over and delivery.fingerprint == key:
+                log.error("given up: %d workers died on it", deaths, extra={"request_id": delivery.request_id})
+                self._dispatcher.recall(delivery)
+                delivery.tell(WorkerFailed(f"{deaths} workers died while working on this request"))
+
+    def _is_suspect(self, delivery: Delivery) -> bool:
+        return bool(self._blame) and self._blame.deaths(delivery.fingerprint) > 0
 
     def _admit(self, request: GenerateRequest, request_id: str) -> Delivery:
         job = validate(request, self._manifest)
@@ -229,22 +241,18 @@ class Pool:
             raise NotReady
         if request_id in self._deliveries:
             raise ValueError(f"request id {request_id!r} is in use")
-        if self._quarantined(job):
+        delivery = Delivery(next(self._numbers), request_id, job, time.monotonic())
+        delivery.suspect = self._is_suspect(delivery)
+        if delivery.suspect and self._blame.refuses(delivery.fingerprint):
             raise WorkerFailed("workers died on such a request; it is refused for a while")
         if (refusal := self.turn_away()) is not None:
             raise refusal
-        delivery = Delivery(next(self._numbers), request_id, job, time.monotonic())
         self._deliveries[request_id] = delivery
         return delivery
 
     def _refuse(self, reason: RefusalReason, retry_after: float) -> Overloaded:
         self._refusals[reason] += 1
         return Overloaded(reason, max(LEAST_RETRY, retry_after))
-
-    def _quarantined(self, job: Job) -> bool:
-        now = time.monotonic()
-        self._quarantine = {key: until for key, until in self._quarantine.items() if until > now}
-        return bool(self._quarantine) and fingerprint(job) in self._quarantine
 
     def _cannot_be_kept(self, delivery: Delivery, late: float) -> None:
         delivery.tell(self._refuse("deadline", late))

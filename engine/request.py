@@ -82,9 +82,15 @@ def shape_class(size: Size, controlled: bool) -> tuple[int, int, bool]:
 
 def fingerprint(job: Job) -> Hashable:
     """Equal for jobs that ask for the same events: all but the priority and the timeout counts."""
-    control = None if job.control is None else hashlib.sha256(np.ascontiguousarray(job.control).data).digest()
-    settings = (job.seed, job.steps, job.min_steps, job.size, job.previews)
-    return (job.prompt, *settings, control, job.control_kind if control else None, job.strength if control else None)
+    if job.control is None:
+        return settings(job)
+    return (*settings(job), hashlib.sha256(np.ascontiguousarray(job.control).data).digest())
+
+
+def settings(job: Job) -> tuple[Hashable, ...]:
+    """What goes into the fingerprint besides the control image."""
+    common = (job.prompt, job.seed, job.steps, job.min_steps, job.size, job.previews)
+    return common if job.control is None else (*common, job.control_kind, job.strength)
 
 
 def validate(request: GenerateRequest, manifest: Manifest) -> Job:

@@ -11,6 +11,8 @@ from engine.load import Load
 from engine.plan import Planner
 from engine.ticket import Finished, Refused, Ticket, Work
 
+QUIET = 60.0  # times what a request takes at best; when no call has corrected predictions for so long, they are doubted
+
 
 class Scheduler:
     """Holds the requests of one device, from admission to the finished picture.
@@ -30,6 +32,7 @@ class Scheduler:
         self._flights: dict[str, Flight] = {}
         self._keys: dict[Hashable, Flight] = {}
         self._tickets: dict[str, Flight] = {}
+        self._observed = -inf  # when a call last corrected the costs
         self._calls: dict[Work, tuple[float, tuple[Flight, ...]]] = {}  # those that run: since when, for whom
 
     @property
@@ -73,9 +76,16 @@ class Scheduler:
         self._add(flight, ticket)
         if ticket.deadline is not None and (late := self._lateness(flight, ticket, now)) > 0.0:
             self.cancel(ticket.id, now)
-            if not self._flights:
-                self.costs.doubt()
+            self._doubt(flight, ticket.deadline, now)
             raise Refused("deadline", late)
+
+    def _doubt(self, refused: Flight, deadline: float, now: float) -> None:
+        """Doubt a refusal for which predictions alone are the reason, and which no call has borne out lately."""
+        if self._flights:
+            return
+        seconds = refused.seconds_alone(self.costs.at_best(), cut=True)
+        if now + seconds <= deadline and now - self._observed > QUIET * seconds:
+            self.costs.doubt()
 
     def _lateness(self, flight: Flight, ticket: Ticket, now: float) -> float:
         """By how much the deadline of `flight` or, for the ticket's sake, another's will be missed; 0 if none.
@@ -129,7 +139,7 @@ class Scheduler:
             if ticket.deadline is not None and ticket.deadline < now + flight.seconds_alone(self.costs, cut=True)
         ]
         for id in hopeless:
-            self._headroom.missed()
+            self._judge(self._tickets[id], kept=False)
             self.cancel(id, now)
         return tuple(hopeless)
 
@@ -157,6 +167,7 @@ class Scheduler:
         Returns the pictures that it finished; computations cancelled meanwhile are not among them.
         """
         if seconds is not None:
+            self._observed = now
             self.costs.observe(work.stage, work.shape, len(work.ids), seconds)
         finished = []
         for flight in self._calls.pop(work)[1]:
@@ -167,9 +178,14 @@ class Scheduler:
                 for id, ticket in flight.audience.items():
                     del self._tickets[id]
                     if ticket.deadline is not None:
-                        (self._headroom.kept if now <= ticket.deadline else self._headroom.missed)()
+                        self._judge(flight, kept=now <= ticket.deadline)
                 self._forget(flight)
         return tuple(finished)
+
+    def _judge(self, flight: Flight, kept: bool) -> None:
+        """Steer the headroom, which is for those that have company."""
+        if flight.company:
+            (self._headroom.kept if kept else self._headroom.missed)()
 
     def _planner(self, now: float, headroom: float = 0.0) -> Planner:
         worth, reserve = self._load.worth(now), self._load.reserve(now)
@@ -207,6 +223,9 @@ class Scheduler:
 
     def _add(self, flight: Flight, ticket: Ticket) -> None:
         flight.join(ticket)
+        if len(self._flights) > (flight.id in self._flights):
+            flight.company = True
+            next(iter(self._flights.values())).company = True  # the only one that might have had none
         self._flights[flight.id] = self._keys[ticket.key] = flight
         self._tickets[ticket.id] = flight
 

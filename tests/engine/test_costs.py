@@ -55,13 +55,18 @@ def test_doubts_lead_back_to_what_was_measured_and_not_to_nothing():
     for _ in range(50):
         costs.observe("denoise", 64, 1, 100.0)
         costs.observe("decode", 64, 1, 1.0)
+    costs.seconds("denoise", 32)  # estimated while all is slow
     slow = [costs.seconds("denoise", 64, batch) for batch in (1, 4)]
     costs.doubt()
     assert [costs.seconds("denoise", 64, batch) / before for batch, before in zip((1, 4), slow, strict=True)] == [
         pytest.approx(SINKING)
     ] * 2
+    best = costs.at_best()
     for _ in range(200):
         costs.doubt()
+    for shape, batch in ((64, 1), (64, 4), (32, 1), (128, 2)):
+        assert costs.seconds("denoise", shape, batch) == pytest.approx(best.seconds("denoise", shape, batch))
+    assert costs.seconds("denoise", 32) == pytest.approx(FLOOR * 2.5)
     assert costs.seconds("denoise", 64) == pytest.approx(FLOOR * 10.0)
     assert costs.seconds("denoise", 128) == pytest.approx(FLOOR * 40.0)
     assert costs.seconds("text", None) == pytest.approx(FLOOR * 1.0)

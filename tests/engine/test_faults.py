@@ -146,6 +146,22 @@ async def test_no_neighbour_dies_twice_with_a_request_that_kills_workers(
         assert pool.stats().replays <= 12 + 2
 
 
+async def test_copies_of_a_request_that_kills_workers_count_as_one(bundle: Bundle, backend: SimpleBackend) -> None:
+    poison = replace(APPLE, prompt="dragon")
+    async with running(bundle, Constant(backend), 1, OPTIONS) as pool:
+        copies = [asyncio.create_task(picture(pool, poison, f"dragon {i}")) for i in range(6)]
+        await until(lambda: restarts(pool) == 1)
+        later = asyncio.create_task(picture(pool, poison, "dragon again"))
+        apples = [asyncio.create_task(picture(pool, replace(APPLE, seed=i, steps=8), str(i))) for i in range(6)]
+        for copy in (*copies, later):
+            with pytest.raises(WorkerFailed, match="3 workers died"):
+                await asyncio.wait_for(copy, PATIENCE)
+        made = await asyncio.wait_for(asyncio.gather(*apples), PATIENCE)
+        assert [one.replays for one in made] == [0] * 6
+        await until(lambda: all_warm(pool))
+        assert restarts(pool) == 3
+
+
 async def test_who_waits_behind_a_suspect_that_leaves_is_served(bundle: Bundle, backend: SimpleBackend) -> None:
     control = np.zeros((128, 128, 3), np.uint8)  # so that it shares no call with the others
     async with running(bundle, Constant(replace(backend, seconds=0.1)), 1, replace(OPTIONS, warmup=0.0)) as pool:

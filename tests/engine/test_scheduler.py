@@ -81,7 +81,7 @@ def test_a_slow_phase_does_not_keep_deadlines_out_for_ever(slowness: float):
     """One request at a time, whose deadline is met easily, but not while all calls take longer."""
     scheduler = Scheduler(CostModel(COSTS), 4, 8)
     now, in_time = 0.0, []
-    for number in range(200):
+    for number in range(300):
         slow = slowness if 20 <= number < 60 else 1.0
         one = ticket(str(number), arrived=now, deadline=now + 24.0 * (0.9 * slowness), encode=Preparation(text=False))
         try:
@@ -101,6 +101,30 @@ def test_a_slow_phase_does_not_keep_deadlines_out_for_ever(slowness: float):
     assert all(in_time[:20])
     assert not all(in_time[20:60]), "or this tests nothing"
     assert all(in_time[-50:])
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.3, 0.0), (0.8, 0.15)])
+def test_deadlines_that_cannot_be_kept_are_seldom_tried(share: float, most: float):
+    """Share of the time that a request takes alone; most of them that may be begun in vain."""
+    scheduler = Scheduler(CostModel(COSTS), 4, 8)
+    now, begun = 0.0, 0
+    for number in range(400):
+        now = 24.0 * number
+        try:
+            one = ticket(str(number), arrived=now, deadline=now + share * 24.0, encode=Preparation(text=False))
+            scheduler.admit(one, now)
+        except Refused:
+            continue
+        begun += 1
+        while (work := scheduler.next(now)) is not None:
+            seconds = COSTS[work.stage, work.shape, 1]
+            now += seconds
+            scheduler.finish(work, seconds, now)
+            scheduler.drop_hopeless(now)
+    assert begun <= most * 400
+    # What had the device to itself says nothing about those that have company: 53.0 is a tenth more than two need.
+    for id in "ab":
+        scheduler.admit(ticket(id, arrived=now, deadline=now + 53.0, encode=Preparation(text=False)), now)
 
 
 def test_a_batch_grows_where_that_pays_and_only_there():
