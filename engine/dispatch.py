@@ -95,15 +95,15 @@ class Dispatcher:
     def _isolate(self) -> None:
         """Give suspects the workers that are idle; if there is none, clear one for the first of them."""
         warm = [worker for worker in self._places if worker.state == "warm"]
-        idle = [worker for worker in warm if not self._places[worker] and not worker.silent]
+        idle = [worker for worker in warm if not self._places[worker]]
         while self._suspects and idle:
-            worker = self._cleared if self._cleared in idle else idle[0]
+            worker = min(idle, key=lambda each: (each.silent, each is not self._cleared))
             idle.remove(worker)
             self._cleared = None
             self._give(self._suspects.pop(0), worker)
         if not self._suspects:
             self._cleared = None
-        elif self._cleared is None or self._cleared.silent:
+        elif self._cleared is None:
             candidates = [worker for worker in warm if self._takes_others(worker)]
             self._cleared = min(candidates, key=lambda each: (each.silent, self._expected(each)), default=None)
 
