@@ -8,6 +8,7 @@ export class Drawing extends EventTarget {
   #strokes = [];
   #picture = null; // ImageBitmap under the strokes
   #current = null;
+  #pointer = null; // the id of the one that draws; a palm or a second finger must not
   #cursor = {x: 256, y: 256};
   #keyboard = false; // whether the pen's place has to be shown
 
@@ -19,8 +20,9 @@ export class Drawing extends EventTarget {
     this.width = 12;
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
-    canvas.addEventListener("pointerup", () => this.#up());
-    canvas.addEventListener("pointercancel", () => this.#up());
+    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+      canvas.addEventListener(end, (event) => { if (event.pointerId === this.#pointer) this.#up(); });
+    }
     canvas.addEventListener("keydown", (event) => this.#keydown(event));
     canvas.addEventListener("blur", () => { this.#keyboard = false; this.#up(); });
     this.#redraw();
@@ -69,19 +71,21 @@ export class Drawing extends EventTarget {
   clear() { this.show(null); }
 
   #down(event) {
-    if (event.button !== 0) return;
+    if (event.button !== 0 || this.#pointer !== null) return;
+    this.#pointer = event.pointerId;
     this.#canvas.setPointerCapture(event.pointerId);
     this.#keyboard = false;
     this.#begin(this.#position(event));
   }
 
   #move(event) {
-    if (this.#current === null || !event.buttons) return;
+    if (this.#current === null || event.pointerId !== this.#pointer) return;
     const events = event.getCoalescedEvents?.() ?? [];
     for (const each of events.length ? events : [event]) this.#extend(this.#position(each));
   }
 
   #up() {
+    this.#pointer = null;
     this.#current = null;
     this.#redraw();
   }
