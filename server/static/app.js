@@ -1,6 +1,8 @@
 // The page: what is typed and drawn goes out, what comes back is shown.
 
 import {Drawing} from "./drawing.js";
+import {Earlier} from "./earlier.js";
+import {receivePictures} from "./incoming.js";
 import {Live} from "./live.js";
 
 const EXAMPLES = [
@@ -13,11 +15,11 @@ const EXAMPLES = [
 ];
 const TYPING_PAUSE = 150; // milliseconds
 const SETTLED = 500; // after the last picture, it goes into the history and is announced
-const MOST_EARLIER = 24;
 
 const at = (id) => document.getElementById(id);
 const drawing = new Drawing(at("canvas"));
-const live = new Live(settings, sessionStorage.getItem("key") ?? "");
+const live = new Live(sessionStorage.getItem("key") ?? "");
+const earlier = new Earlier(at("history"), bringBack);
 let size = {width: 128, height: 128};
 let arrivals = []; // of pictures, in milliseconds
 let latencies = [];
@@ -27,7 +29,7 @@ function settings() {
   const {width, height} = size;
   return {
     prompt: at("prompt").value,
-    seed: at("lock").checked ? at("seed").valueAsNumber || 0 : null,
+    seed: at("lock").checked ? at("seed").valueAsNumber : null,
     steps: Number(at("steps").value),
     size: `${width}x${height}`,
     control: {type: drawing.type, strength: Number(at("strength").value)},
@@ -57,19 +59,25 @@ async function ask() {
 }
 
 async function askOnce() {
-  if (!at("prompt").value.trim()) return;
-  if (drawing.empty) {
-    live.update(settings());
+  const blob = drawing.empty ? null : await drawing.blob(2 * size.width, 2 * size.height);
+  if (!valid() || !at("prompt").value.trim()) return;
+  live.update(settings());
+  if (blob === null) {
     live.send({type: "control.clear"});
     live.generate();
-    return;
-  }
-  const blob = await drawing.blob(2 * size.width, 2 * size.height);
-  live.update(settings());
-  if (!live.sendImage(blob) && live.open) {
+  } else if (!live.sendImage(blob) && live.open) {
     changed = true; // the network is behind; by the next frame there may be a newer drawing
     await new Promise(requestAnimationFrame);
   }
+}
+
+// Settings that the server refuses would leave the ones before in force, and the picture would be made with those.
+function valid() {
+  const seed = at("seed");
+  const fine = !at("lock").checked || seed.validity.valid;
+  seed.setAttribute("aria-invalid", String(!fine));
+  if (!fine) complain(`The seed must be a whole number from ${seed.min} to ${seed.max}.`);
+  return fine;
 }
 
 function later(action, pause) {
@@ -117,24 +125,12 @@ at("width").addEventListener("input", () => { drawing.width = Number(at("width")
 at("undo").addEventListener("click", () => drawing.undo());
 at("clear").addEventListener("click", () => { choose(false); drawing.clear(); });
 
-async function take(file) {
+receivePictures(at("file"), at("drop"), async (file) => {
   try {
     drawing.show(await createImageBitmap(file));
   } catch {
     complain("This file is no picture that the browser can read.");
   }
-}
-at("file").addEventListener("change", () => { if (at("file").files[0]) take(at("file").files[0]); at("file").value = ""; });
-document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-  if (file) take(file);
-});
-document.addEventListener("dragover", (event) => { event.preventDefault(); at("drop").classList.add("over"); });
-document.addEventListener("dragleave", () => at("drop").classList.remove("over"));
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  at("drop").classList.remove("over");
-  if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
 });
 
 // --- showing ------------------------------------------------------------------------------------------------------
@@ -163,11 +159,11 @@ async function show(blob, alt) {
   return url;
 }
 
-live.addEventListener("image.preview", ({detail}) => show(detail.blob, `unfinished: ${at("prompt").value}`));
+live.addEventListener("image.preview", ({detail}) => show(detail.blob, `unfinished: ${detail.asked.prompt}`));
 
 live.addEventListener("image.completed", async ({detail}) => {
-  const prompt = at("prompt").value;
-  const latency = live.latency(detail.input);
+  const {time, prompt} = detail.asked;
+  const latency = performance.now() - time;
   const url = await show(detail.blob, prompt);
   if (url === null) return;
   if (shown !== null) URL.revokeObjectURL(shown.url);
@@ -176,7 +172,7 @@ live.addEventListener("image.completed", async ({detail}) => {
   at("download").href = url;
   at("download").download = `pixart-${detail.seed}.${detail.output_format === "jpeg" ? "jpg" : detail.output_format}`;
   at("download").hidden = false;
-  at("problem").hidden = true;
+  if (time > complained) at("problem").hidden = true;
   at("picture").dataset.input = String(detail.input);
   settle();
 });
@@ -185,7 +181,7 @@ live.addEventListener("image.completed", async ({detail}) => {
 function tell({seed}, latency) {
   const now = performance.now();
   arrivals = [...arrivals.filter((time) => now - time < 2000), now];
-  if (latency !== null) latencies = [...latencies.slice(-9), latency];
+  latencies = [...latencies.slice(-9), latency];
   const figures = [`${Math.round(median(latencies))} ms`, `seed ${seed}`];
   if (arrivals.length > 2) {
     figures.unshift(`${((arrivals.length - 1) / (now - arrivals[0]) * 1000).toFixed(1)} pictures/s`);
@@ -199,42 +195,28 @@ const settle = later(() => {
   if (live.pending || shown === null || shown.kept) return;
   shown.kept = true;
   at("announcer").textContent = `Picture of ${shown.prompt}, seed ${shown.seed}`;
-  keep(shown);
+  earlier.keep(shown);
 }, SETTLED);
 
-function keep({blob, prompt, seed, steps}) {
-  const button = document.createElement("button");
-  const image = document.createElement("img");
-  image.src = URL.createObjectURL(blob);
-  image.alt = "";
-  button.type = "button";
-  button.title = `${prompt}, seed ${seed}`;
-  button.setAttribute("aria-label", `Bring back ${prompt}, seed ${seed}`);
-  button.append(image);
-  button.addEventListener("click", () => {
-    at("prompt").value = prompt;
-    at("seed").value = seed;
-    at("lock").checked = true;
-    at("steps").value = at("steps-shown").value = steps;
-    ask();
-  });
-  const item = document.createElement("li");
-  item.append(button);
-  at("history").prepend(item);
-  while (at("history").children.length > MOST_EARLIER) {
-    URL.revokeObjectURL(at("history").lastElementChild.querySelector("img").src);
-    at("history").lastElementChild.remove();
-  }
+function bringBack({prompt, seed, steps}) {
+  at("prompt").value = prompt;
+  at("seed").value = seed;
+  at("lock").checked = true;
+  at("steps").value = at("steps-shown").value = steps;
+  ask();
 }
+
+let complained = 0; // when; a picture that was asked for before says nothing about what is wrong
 
 function complain(message) {
   at("problem").textContent = message;
   at("problem").hidden = false;
+  complained = performance.now();
 }
 live.addEventListener("error", ({detail}) => {
   complain(detail.error.message);
-  // Refused only because the server is busy or still loading: the newest input is worth another try.
-  if (["queue_full", "deadline", "not_ready"].includes(detail.error.code)) retry();
+  // Refused only for the moment: the newest input is worth another try.
+  if (["queue_full", "deadline", "not_ready", "rate_limit_exceeded"].includes(detail.error.code)) retry();
 });
 const retry = later(ask, 1000);
 
@@ -253,6 +235,7 @@ live.addEventListener("state", async ({detail}) => {
   connection.textContent =
     WORDS[detail.state] ?? `connection lost${detail.reason ? ` (${detail.reason})` : ""}; trying again in ${Math.ceil(detail.seconds)} s`;
   if (detail.state === "open") {
+    if (at("key-form").contains(document.activeElement)) at("prompt").focus();
     at("key-form").hidden = true;
     if (detail.wanted || shown === null) ask();
   }
@@ -261,28 +244,38 @@ live.addEventListener("state", async ({detail}) => {
 
 // A browser does not say why a WebSocket was refused; the HTTP side does.
 async function explain() {
+  const {key} = live;
   try {
-    const response = await fetch("/v1/models", {headers: live.key ? {Authorization: `Bearer ${live.key}`} : {}});
-    if (response.status === 401) {
-      at("key-form").hidden = false;
-      at("connection").textContent = "an API key is needed";
-    }
+    const response = await fetch("/v1/models", {headers: authorization()});
+    if (response.status === 401 && key === live.key && !live.open) askForKey();
   } catch { /* the server is down, as the status says already */ }
 }
 
-at("key-form").addEventListener("submit", (event) => {
+function authorization() { return live.key ? {Authorization: `Bearer ${live.key}`} : {}; }
+
+function askForKey() {
+  live.rest(); // with the same key, another attempt would end the same way
+  at("connection").textContent = live.key ? "this API key is not valid" : "an API key is needed";
+  at("key").setAttribute("aria-invalid", String(Boolean(live.key)));
+  const elsewhere = !at("key-form").hidden && !at("key-form").contains(document.activeElement); // maybe typing there
+  at("key-form").hidden = false;
+  if (!elsewhere) { at("key").focus(); at("key").select(); }
+}
+
+at("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   live.key = at("key").value.trim();
   sessionStorage.setItem("key", live.key);
   at("connection").textContent = "trying the key…";
-  learn();
+  live.rest();
+  await learn(); // the first picture needs a size
+  live.connect();
 });
 
 // Sizes and steps of the served model.
 async function learn() {
   try {
-    const headers = live.key ? {Authorization: `Bearer ${live.key}`} : {};
-    const response = await fetch("/v1/models", {headers});
+    const response = await fetch("/v1/models", {headers: authorization()});
     if (!response.ok) return;
     const [model] = (await response.json()).data;
     at("model").textContent = model.id;

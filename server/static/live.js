@@ -9,22 +9,33 @@ export class Live extends EventTarget {
   #socket = null;
   #header = null;
   #inputs = 0;
-  #asked = new Map(); // input → when it was sent
+  #asked = new Map(); // input → {time, prompt}: when it was sent, and what it asks for
+  #prompt = ""; // of the settings that were sent last
   #wait = FIRST_WAIT;
-  #settings;
+  #timer = null; // of the next attempt
   #wanted = false; // whether input came while there was no connection
 
-  // `settings` returns all settings of the session, `key` the API key or "".
-  constructor(settings, key) {
+  // `key` is the API key or "".
+  constructor(key) {
     super();
-    this.#settings = settings;
     this.key = key;
     setInterval(() => { if (!document.hidden) this.send({type: "ping"}); }, KEEP_ALIVE);
   }
 
   get open() { return this.#socket?.readyState === WebSocket.OPEN && this.ready; }
 
+  // Ends what there is of a connection, and tries no more until `connect` or the next input.
+  rest() {
+    clearTimeout(this.#timer);
+    this.#wait = FIRST_WAIT;
+    if (this.#socket === null) return;
+    this.#socket.onmessage = this.#socket.onclose = null;
+    this.#socket.close();
+    this.#lose();
+  }
+
   connect() {
+    clearTimeout(this.#timer);
     this.#emit("state", {state: "connecting"});
     const url = new URL("/v1/realtime", location.href);
     url.protocol = url.protocol.replace("http", "ws");
@@ -42,7 +53,10 @@ export class Live extends EventTarget {
     if (this.open) this.#socket.send(JSON.stringify(message));
   }
 
-  update(settings) { this.send({type: "session.update", session: settings}); }
+  update(settings) {
+    this.#prompt = settings.prompt;
+    this.send({type: "session.update", session: settings});
+  }
 
   generate() {
     if (!this.#count()) return;
@@ -57,13 +71,6 @@ export class Live extends EventTarget {
     return true;
   }
 
-  // Milliseconds since an input was sent, and forgets it and those before it.
-  latency(input) {
-    const sent = this.#asked.get(input);
-    for (const number of this.#asked.keys()) if (number <= input) this.#asked.delete(number);
-    return sent === undefined ? null : performance.now() - sent;
-  }
-
   get pending() { return this.#asked.size > 0; }
 
   #count() {
@@ -72,7 +79,7 @@ export class Live extends EventTarget {
       if (this.#socket === null) this.connect();
       return false;
     }
-    this.#asked.set(++this.#inputs, performance.now());
+    this.#asked.set(++this.#inputs, {time: performance.now(), prompt: this.#prompt});
     return true;
   }
 
@@ -80,7 +87,9 @@ export class Live extends EventTarget {
     if (this.#header !== null) {
       const header = this.#header;
       this.#header = null;
-      this.#emit(header.type, {...header, blob: data});
+      const asked = this.#asked.get(header.input);
+      if (header.type === "image.completed") this.#forget(header.input);
+      this.#emit(header.type, {...header, blob: data, asked});
       return;
     }
     const message = JSON.parse(data);
@@ -102,21 +111,28 @@ export class Live extends EventTarget {
     this.#emit(message.type, message);
   }
 
+  #forget(input) {
+    for (const number of this.#asked.keys()) if (number <= input) this.#asked.delete(number);
+  }
+
   #begin(message) {
     sessionStorage.setItem("client_id", message.client_id);
     this.ready = true;
     this.#wait = FIRST_WAIT;
     this.#inputs = 0;
     this.#asked.clear();
-    this.update(this.#settings());
     this.#emit("state", {state: "open", model: message.model, wanted: this.#wanted});
     this.#wanted = false;
   }
 
-  #closed(event) {
+  #lose() {
     this.#socket = null;
     this.#header = null;
     this.#asked.clear();
+  }
+
+  #closed(event) {
+    this.#lose();
     if (event.code === 4408) { // nothing happened for long; the next input connects again
       this.#emit("state", {state: "asleep"});
       return;
@@ -129,7 +145,7 @@ export class Live extends EventTarget {
     const wait = this.#wait * (0.75 + Math.random() / 2);
     this.#wait = Math.min(2 * this.#wait, LONGEST_WAIT);
     this.#emit("state", {state: "waiting", seconds: wait / 1000, reason: event.reason});
-    setTimeout(() => { if (this.#socket === null) this.connect(); }, wait);
+    this.#timer = setTimeout(() => this.connect(), wait);
   }
 
   #emit(name, detail) { this.dispatchEvent(new CustomEvent(name, {detail})); }

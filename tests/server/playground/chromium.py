@@ -93,6 +93,24 @@ class Page:
                 "Input.dispatchMouseEvent", type=kind, x=x + right, y=y + down, button="left", buttons=1, clickCount=1
             )
 
+    async def touch(self, selector: str, *moments: dict[int, tuple[float, float]]) -> None:
+        """Fingers by number, at offsets from an element's centre, as they are at one moment after the other."""
+        x, y = await self._centre(selector)
+        await self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        before: dict[int, tuple[float, float]] = {}
+        for now in [*moments, {}]:
+            kind = "touchStart" if now.keys() - before else "touchMove" if now else "touchEnd"
+            points = [{"x": x + right, "y": y + down, "id": finger} for finger, (right, down) in now.items()]
+            await self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+            before = now
+
+    async def drop(self, selector: str, text: str) -> None:
+        """Drag a text from elsewhere onto an element."""
+        x, y = await self._centre(selector)
+        data = {"items": [{"mimeType": "text/plain", "data": text}], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            await self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
     async def press(self, key: str, **more: Any) -> None:
         for kind in ("keyDown", "keyUp"):
             await self.call("Input.dispatchKeyEvent", type=kind, key=key, **more)
@@ -141,6 +159,7 @@ async def chromium(profile: Path) -> AsyncIterator[Page]:
             listening = asyncio.create_task(page.listen())
             for domain in ("Page", "Runtime", "Log", "Audits"):
                 await page.call(f"{domain}.enable")
+            await page.call("Emulation.setFocusEmulationEnabled", enabled=True)
             yield page
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
