@@ -113,7 +113,7 @@ class Answers:
                         self._count(seconds, 1)
                         yield data
             except (ApiError, *FAILURES, TimeoutError) as error:
-                refusal = error if isinstance(error, ApiError) else failure(error)
+                refusal = error if isinstance(error, ApiError) else failure(error, order.request.timeout)
                 yield frame(ErrorEvent(error=body_of(refusal)), "error")
 
     def _encode(self, order: Order, made: Picture | Preview) -> bytes:

@@ -71,14 +71,26 @@ def out_of_range(error: InvalidRequest, flat: bool = False) -> ApiError:
 FAILURES = (NotReady, Overloaded, DeadlineMissed, WorkerFailed, Cancelled, ClientGone)
 
 
-def failure(error: Exception) -> ApiError:
-    """Why there is no picture, for a request that was valid; anything but FAILURES is a bug."""
+def failure(error: Exception, timeout: float | None = None) -> ApiError:
+    """Why there is no picture, for a request that was valid; anything but FAILURES is a bug.
+
+    `timeout` is the request's, in seconds.
+    """
     match error:
         case NotReady():
             return ApiError(503, "the model is still being loaded", code="not_ready", headers={"Retry-After": "1"})
         case Overloaded():
             headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-            return ApiError(503 if error.reason == "draining" else 429, str(error), code=error.reason, headers=headers)
+            status = 503 if error.reason == "draining" else 429
+            if error.reason != "deadline" or timeout is None:
+                return ApiError(status, str(error), code=error.reason, headers=headers)
+            # What comes too late now by `retry_after` is in time with so much more; waiting alone may never help.
+            enough = math.ceil(10 * (timeout + error.retry_after)) / 10
+            message = (
+                f"the picture cannot be ready within the timeout of {timeout:g} s; allow about {enough:g} s, "
+                f"or try again in {error.retry_after:.1f} s"
+            )
+            return ApiError(status, message, param="timeout", code=error.reason, headers=headers)
         case DeadlineMissed():
             return ApiError(
                 504, "the timeout passed before the picture was ready", param="timeout", code="deadline_missed"

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from fastapi import Request
 from starlette.responses import Response
 
-from engine.client import EngineClient
+from engine.client import EngineClient, Overloaded
+from engine.noise import MAX_SEED
 from engine.request import ControlKind, GenerateRequest, InvalidRequest, validate
 from server import pictures
 from server.answers import Answers
 from server.catalogue import not_found
-from server.errors import ApiError, out_of_range
+from server.errors import ApiError, failure, out_of_range
 from server.events import EventStream
 from server.formats import raw_format
 from server.gather import make, stream, while_connected
@@ -82,7 +83,8 @@ class ImageService:
         raw = raw_format(http.headers.get("accept", ""), body.output_format)
         n = check_options(body, raw)
         request = to_engine(body, manifest, None if source is None else source.strength)
-        validate(replace(request, seed=request.seed + n - 1), manifest)
+        if (last := request.seed + n - 1) > MAX_SEED:
+            raise InvalidRequest("seed", f"an integer from 0 to {MAX_SEED}", f"+ n - 1 is {last}")
         if source is not None:
             request = await self._with_control(request, source, body, kind)
         order = Order(
@@ -93,9 +95,12 @@ class ImageService:
             request_id=http.state.request_id,
             kind=kind,
         )
-        if body.stream:
-            return await self._stream(http, order)
-        made = await while_connected(http.receive, make(self._client, request, n, order.request_id))
+        try:
+            if body.stream:
+                return await self._stream(http, order)
+            made = await while_connected(http.receive, make(self._client, request, n, order.request_id))
+        except Overloaded as error:
+            raise failure(error, request.timeout) from error
         return await self._answers.whole(order, made, raw)
 
     async def _with_control(

@@ -54,7 +54,7 @@ OUT_OF_RANGE = [
     ({"steps": 10**400}, "steps", "1 to 8"),
     ({"seed": -1}, "seed", f"0 to {2**63 - 1}"),
     ({"seed": 2**63}, "seed", f"0 to {2**63 - 1}"),
-    ({"seed": 2**63 - 1, "n": 2}, "seed", f"0 to {2**63 - 1}"),
+    ({"seed": 2**63 - 1, "n": 2}, "seed", f"seed + n - 1 is {2**63}; allowed: an integer from 0 to {2**63 - 1}"),
     ({"n": 0}, "n", "1 to 10"),
     ({"n": 11}, "n", "1 to 10"),
     ({"n": 2**70}, "n", "1 to 10"),
@@ -87,6 +87,18 @@ def test_out_of_range(client: httpx.Client, body: dict[str, Any], param: str, li
     assert limit in error["message"]
     assert error["type"] == "invalid_request_error" and error["code"] == "out_of_range"
     assert len(error["message"]) < 500
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_timeout_that_cannot_be_kept_is_named(client: httpx.Client, stream: bool) -> None:
+    body = {"prompt": "an apple", "timeout": 0.001, "stream": stream}
+    # A server that is held up for long may find only afterwards that it was too late.
+    while (response := client.post(ROUTE, json=body)).status_code == 504:
+        pass
+    error = refusal(response, 429)
+    assert (error["code"], error["param"]) == ("deadline", "timeout")
+    assert "within the timeout of 0.001 s; allow about " in error["message"]
+    assert int(response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
