@@ -223,10 +223,14 @@ def _malformed(error: ValidationError) -> ApiError:
     kind = first["type"]
     if kind in ("json_invalid", "model_attributes_type", "dict_type"):
         return ApiError(400, f"the message is no JSON object ({quote(first['msg'])})", code="invalid_json")
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return ApiError(422, quote(first["msg"]), param="type", code="invalid_value")
-    # The first part of the location is the message's type.
-    param = quote(".".join(str(part) for part in first["loc"][1:]))
+    if kind == "union_tag_not_found":
+        return ApiError(422, "type is required", param="type", code="missing_parameter")
+    if kind == "union_tag_invalid":
+        message = f"type is {quote(first['ctx']['tag'])!r}; allowed: {first['ctx']['expected_tags']}"
+        return ApiError(422, message, param="type", code="invalid_value")
+    # The first part of the location is the message's type. Settings are named as the engine's refusals name them.
+    path = ".".join(str(part) for part in first["loc"][1:])
+    param = quote(path.removeprefix("session."))
     if not param:
         return ApiError(400, f"the message is no JSON object ({quote(first['msg'])})", code="invalid_json")
     if kind == "extra_forbidden":

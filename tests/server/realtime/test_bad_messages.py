@@ -6,13 +6,14 @@ import json
 import random
 import socket as sockets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from server.realtime.protocol import ClientMessage
 from tests.server.realtime.client import SECONDS, drawing, session
 
 MISTAKES: list[tuple[str | bytes, str, str | None]] = [
@@ -22,26 +23,23 @@ MISTAKES: list[tuple[str | bytes, str, str | None]] = [
     ('"generate"', "invalid_json", None),
     ("[" * 10_000, "invalid_json", None),
     (" " * 40_000 + '{"type": "generate"}', "message_too_large", None),
-    ("{}", "invalid_value", "type"),
+    ("{}", "missing_parameter", "type"),
     ('{"type": "draw"}', "invalid_value", "type"),
     ('{"type": 1}', "invalid_value", "type"),
     ('{"type": "generate", "prompt": "x"}', "unknown_parameter", "prompt"),
     ('{"type": "ping", "id": "x"}', "invalid_value", "id"),
     ('{"type": "session.update"}', "missing_parameter", "session"),
-    ('{"type": "session.update", "session": {"colour": 1}}', "unknown_parameter", "session.colour"),
-    ('{"type": "session.update", "session": {"steps": "4"}}', "invalid_value", "session.steps"),
+    ('{"type": "session.update", "session": {"colour": 1}}', "unknown_parameter", "colour"),
+    ('{"type": "session.update", "session": {"steps": "4"}}', "invalid_value", "steps"),
     ('{"type": "session.update", "session": {"steps": 9}}', "out_of_range", "steps"),
     ('{"type": "session.update", "session": {"seed": -1}}', "out_of_range", "seed"),
     ('{"type": "session.update", "session": {"size": "1x1"}}', "out_of_range", "size"),
     ('{"type": "session.update", "session": {"prompt": "a\\u0000"}}', "out_of_range", "prompt"),
     ('{"type": "session.update", "session": {"control": {"strength": 3}}}', "out_of_range", "control.strength"),
     ('{"type": "session.update", "session": {"control": {"strength": NaN}}}', "out_of_range", "control.strength"),
-    ('{"type": "session.update", "session": {"control": {"type": "sobel"}}}', "invalid_value", "session.control.type"),
-    (
-        '{"type": "session.update", "session": {"output_compression": 101}}',
-        "invalid_value",
-        "session.output_compression",
-    ),
+    ('{"type": "session.update", "session": {"control": {"type": "sobel"}}}', "invalid_value", "control.type"),
+    ('{"type": "session.update", "session": {"output_compression": 101}}', "invalid_value", "output_compression"),
+    ('{"type": "session.update", "session": {"previews": 8}}', "invalid_value", "previews"),
     (b"", "invalid_image", "control.image"),
 ]
 
@@ -59,6 +57,15 @@ async def test_mistakes_are_named_and_the_session_goes_on(server: Any) -> None:
         assert await live.update() == before
         await live.send("generate")
         assert (await live.receive())["type"] == "image.completed"
+
+
+async def test_an_unknown_type_is_told_every_known_one(server: Any) -> None:
+    async with session(server.url) as live:
+        await live.send("draw")
+        message = (await live.receive())["error"]["message"]
+        assert message.startswith("type is 'draw'; allowed: ")
+        for model in get_args(ClientMessage):
+            assert repr(get_args(model.model_fields["type"].annotation)[0]) in message
 
 
 async def test_nothing_but_mistakes_ends_the_session(server: Any) -> None:
