@@ -10,10 +10,12 @@ export function follow(server, prompt, show, milliseconds = 30) {
     const socket = new WebSocket(`${server}/v1/realtime`);
     socket.binaryType = "arraybuffer";
     let header = null; // a picture follows its header
+    const characters = [...prompt]; // not halves of one, which are no text
 
     const type = async () => {
-      for (let length = 1; length <= prompt.length; length++) {
-        socket.send(JSON.stringify({type: "session.update", session: {prompt: prompt.slice(0, length), seed: 7}}));
+      for (let length = 1; length <= characters.length; length++) {
+        const typed = characters.slice(0, length).join("");
+        socket.send(JSON.stringify({type: "session.update", session: {prompt: typed, seed: 7}}));
         socket.send(JSON.stringify({type: "generate"})); // inputs count from 1
         await new Promise((later) => setTimeout(later, milliseconds));
       }
@@ -22,7 +24,7 @@ export function follow(server, prompt, show, milliseconds = 30) {
     socket.onmessage = ({data}) => {
       if (typeof data !== "string") {
         show(header, data);
-        if (header.input === prompt.length) { // the newest input is never dropped
+        if (header.input === characters.length) { // the newest input is never dropped
           resolve();
           socket.close();
         }

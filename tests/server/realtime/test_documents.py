@@ -115,7 +115,7 @@ async def test_the_javascript_example(server: Any, tmp_path: Path) -> None:
     script = f"""(async () => {{
       {example.replace("export ", "")}
       const found = [];
-      await follow({server.url.replace("http", "ws", 1)!r}, "apple", (header, bytes) => found.push([header, bytes]));
+      await follow({server.url.replace("http", "ws", 1)!r}, "a 🐟", (header, bytes) => found.push([header, bytes]));
       return found.map(([header, bytes]) => [header.input, header.bytes, bytes.byteLength]);
     }})()"""
     async with chromium(tmp_path / "profile") as page:
