@@ -72,13 +72,20 @@ def test_edges_are_light_on_dark_whichever_way_they_were_drawn() -> None:
     ("picture", "message"),
     [
         (Image.new("L", (257, 256)), "257x256 pixels; at most 65536"),
-        (Image.new("1", (20000, 20000)), "too many pixels; at most 65536"),
+        (Image.new("1", (20000, 20000)), "20000x20000 pixels; at most 65536"),
         (Image.new("L", (7, 64)), "7x64 pixels; at least 8x8"),
     ],
 )
 def test_size_limits_are_named(picture: Image.Image, message: str) -> None:
     with pytest.raises(pictures.PictureError, match=message):
         pictures.decode(encode(picture), LIMIT, 64, 32)
+
+
+def test_the_limit_that_is_set_is_the_one_that_holds() -> None:
+    data = handmade(13500, 13500, chunk(b"IDAT", zlib.compress(b"")))  # more than Pillow's own limit
+    assert pictures.dimensions(data, 1 << 28) == (13500, 13500)
+    with pytest.raises(pictures.PictureError, match="13500x13500 pixels; at most 182249999"):
+        pictures.dimensions(data, 13500 * 13500 - 1)
 
 
 def test_other_formats_are_refused() -> None:
