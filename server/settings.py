@@ -122,15 +122,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, rules = getattr(self, field.name), field.metadata
-            if rules["choices"] and value not in rules["choices"]:
-                known = ", ".join(rules["choices"])
-                raise SettingsError(f"{variable(field.name)}: {value!r} is not one of {known}")
-            # Written so that NaN fails too.
-            if isinstance(value, int | float) and rules["high"] and not rules["low"] <= value <= rules["high"]:
-                raise SettingsError(
-                    f"{variable(field.name)}: {value} is not between {rules['low']} and {rules['high']}"
-                )
+            _check(field, getattr(self, field.name), variable(field.name))
 
     @classmethod
     def load(cls, options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Self:
@@ -140,15 +132,20 @@ class Settings:
             SettingsError: a value is malformed or out of range, or the file cannot be read or has an unknown key.
         """
         values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
         if config := options.get("config") or environment.get(CONFIG):
             values |= _read(Path(config), cls)
+            sources = {name: f"{config}: {name}" for name in values}
         types = get_type_hints(cls)
         for field in dataclasses.fields(cls):
             if text := environment.get(variable(field.name)):
-                values[field.name] = parse(types[field.name], text, variable(field.name))
+                sources[field.name] = name = variable(field.name)
+                values[field.name] = parse(types[field.name], text, name)
             if (value := options.get(field.name)) is not None:
-                name = "--" + field.name.replace("_", "-")
+                sources[field.name] = name = "--" + field.name.replace("_", "-")
                 values[field.name] = parse(types[field.name], value, name) if isinstance(value, str) else value
+            if field.name in values:
+                _check(field, values[field.name], sources[field.name])
         return cls(**values)
 
     @classmethod
@@ -186,6 +183,16 @@ def _create(name: str, options: BackendOptions) -> Backend:
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return PREFIX + name.upper()
+
+
+def _check(field: "dataclasses.Field[Any]", value: Any, name: str) -> None:
+    """Hold a value to its field's rules; `name` says whose it is."""
+    rules = field.metadata
+    if rules["choices"] and value not in rules["choices"]:
+        raise SettingsError(f"{name}: {value!r} is not one of {', '.join(rules['choices'])}")
+    # Written so that NaN fails too.
+    if isinstance(value, int | float) and rules["high"] and not rules["low"] <= value <= rules["high"]:
+        raise SettingsError(f"{name}: {value} is not between {rules['low']} and {rules['high']}")
 
 
 def parse(kind: Any, text: str, name: str) -> Any:

@@ -7,22 +7,33 @@ from pathlib import Path
 
 from server.cli import options as setting_options
 from server.cli import request as request_options
+from server.pictures import Format
 from server.progress import progress
 from server.settings import Settings
 
 HELP = "Make one picture and print where the time went."
+_FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", "": "png"}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """What to make, and where to put it."""
     parser.add_argument("prompt")
-    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="PNG file to write (out.png)")
+    parser.add_argument(
+        "-o", "--output", type=_output, default=Path("out.png"), help="PNG, JPEG or WebP file to write (out.png)"
+    )
     request_options.add(parser)
     setting_options.add(parser, setting_options.ENGINE)
 
 
+def _output(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in _FORMATS:
+        raise argparse.ArgumentTypeError(f"{path}: the name must end in .png, .jpg, .jpeg or .webp")
+    return path
+
+
 def run(options: argparse.Namespace, settings: Settings) -> None:
-    """Write the picture as PNG, and print how long each stage took, with the modules warm.
+    """Write the picture, as its file's name asks for, and print how long each stage took, with the modules warm.
 
     Raises:
         BundleError, CompileError, InvalidRequest, PictureError, OSError: no picture was written.
@@ -42,7 +53,7 @@ async def _run(options: argparse.Namespace, settings: Settings) -> None:
         start = time.perf_counter()
         picture = await local.picture(client, request)
         seconds = time.perf_counter() - start
-    options.output.write_bytes(pictures.to_png(picture.image))
+    options.output.write_bytes(pictures.encode(picture.image, _FORMATS[options.output.suffix.lower()]))
     if picture.truncated:
         progress(f"the prompt was cut to {bundle.manifest.max_tokens} tokens")
     stages = ", ".join(f"{stage} {1000 * spent:.1f}" for stage, spent in picture.timings.items())

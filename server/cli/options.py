@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -
         default = rules["shown"] or field.default
         group.add_argument(
             "--" + field.name.replace("_", "-"),
-            metavar="|".join(rules["choices"]) or _metavar(types[field.name]),
+            metavar="|".join(rules["choices"]) or _metavar(field.name, types[field.name]),
             help=f"{rules['meaning']} ({_words(default)})".replace("%", "%%"),
         )
 
@@ -39,8 +39,10 @@ def settings(options: argparse.Namespace) -> Settings:
     return Settings.load(vars(options))
 
 
-def _metavar(kind: object) -> str:
-    return {int: "N", float: "SECONDS", bool: "BOOL", str: "TEXT"}.get(kind, "PATH" if "Path" in str(kind) else "A,B")  # type: ignore[call-overload, no-any-return]
+def _metavar(name: str, kind: object) -> str:
+    if name.endswith("_seconds"):
+        return "SECONDS"
+    return {int: "N", float: "NUMBER", bool: "BOOL", str: "TEXT"}.get(kind, "PATH" if "Path" in str(kind) else "A,B")  # type: ignore[call-overload, no-any-return]
 
 
 def _words(default: object) -> str:

@@ -42,5 +42,8 @@ def read(options: argparse.Namespace, settings: Settings, manifest: Manifest) ->
     if options.control is None:
         return request
     data = options.control.read_bytes()
-    pixels = pictures.read_control(data, request.control_kind, settings.max_control_pixels, job.size)
+    try:
+        pixels = pictures.read_control(data, request.control_kind, settings.max_control_pixels, job.size)
+    except pictures.PictureError as error:
+        raise pictures.PictureError(f"{options.control} {error}") from error
     return replace(request, control=pixels)

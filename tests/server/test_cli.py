@@ -51,7 +51,7 @@ def test_generate_follows_a_sketch(pixart: Any, tiny_bundle: Path, tmp_path: Pat
         (["an apple", "--size", "128x128"], "size is 128x128; allowed: one of 64x64, 96x48"),
         (["an apple", "--strength", "nan"], "strength is nan; allowed: 0 to 2"),
         (["an apple", "--control", "/nowhere.png"], "/nowhere.png"),
-        (["an apple", "--control", __file__], "is not a PNG, JPEG or WebP picture"),
+        (["an apple", "--control", __file__], f"pixart: {__file__} is not a PNG, JPEG or WebP picture"),
         (["an apple", "-o", "/nowhere/out.png"], "/nowhere/out.png"),
     ],
 )
@@ -61,6 +61,20 @@ def test_what_cannot_be_done_is_said_in_one_line(
     done = pixart("generate", "--bundle", str(tiny_bundle), "-o", str(tmp_path / "out.png"), *arguments)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and message in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("name", "format"), [("a.JPG", "JPEG"), ("a.webp", "WEBP"), ("a", "PNG")])
+def test_a_files_name_says_its_format(pixart: Any, tiny_bundle: Path, tmp_path: Path, name: str, format: str) -> None:
+    done = pixart("generate", PROMPT, "--bundle", str(tiny_bundle), "--steps", "1", "-o", name)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / name).format == format
+
+
+def test_a_name_that_says_another_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["generate", PROMPT, "-o", "a.gif"])
+    assert end.value.code == 2
+    assert "a.gif: the name must end in .png, .jpg, .jpeg or .webp" in capsys.readouterr().err
 
 
 def test_doctor_checks_everything(pixart: Any, tiny_bundle: Path) -> None:
@@ -75,6 +89,14 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: tup
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])
     assert end.value.code == 0 and "usage: pixart" in capsys.readouterr().out
+
+
+def test_help_names_units(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    words = capsys.readouterr().out
+    for option in ("--content-filter NUMBER", "--head-seconds SECONDS", "--drain-seconds SECONDS", "--queue N"):
+        assert option in words
 
 
 def test_a_command_is_needed() -> None:

@@ -73,8 +73,8 @@ def test_every_kind_of_value_in_the_environment() -> None:
         ("log_prompts = 1", "pixart.toml: log_prompts: 1 is not a bool"),
         ("host = 1", "pixart.toml: host: 1 is not a text"),
         ('allowed_origins = "https://a.example"', "pixart.toml: allowed_origins: 'https://a.example' is not a list"),
-        ("queue = 0", "PIXART_QUEUE: 0 is not between 1 and 100000"),
-        ("head_seconds = nan", "PIXART_HEAD_SECONDS: nan is not between"),
+        ("queue = 0", "pixart.toml: queue: 0 is not between 1 and 100000"),
+        ("head_seconds = nan", "pixart.toml: head_seconds: nan is not between"),
     ],
 )
 def test_files_that_are_refused(config: Any, text: str, message: str) -> None:
@@ -94,13 +94,19 @@ def test_a_file_that_is_missing_is_named() -> None:
         ("queue", "many", "--queue: 'many' is not a whole number"),
         ("head_seconds", "soon", "--head-seconds: 'soon' is not a number"),
         ("log_prompts", "perhaps", "--log-prompts: 'perhaps' is neither true nor false"),
-        ("log_format", "xml", "PIXART_LOG_FORMAT: 'xml' is not one of text, json"),
+        ("log_format", "xml", "--log-format: 'xml' is not one of text, json"),
+        ("port", "99999", "--port: 99999 is not between 0 and 65535"),
     ],
 )
 def test_options_that_are_refused(name: str, text: str, message: str) -> None:
     with pytest.raises(SettingsError) as error:
         Settings.load({name: text}, {})
     assert message in str(error.value)
+
+
+def test_a_variable_is_named_when_it_is_the_one_that_counts(config: Any) -> None:
+    with pytest.raises(SettingsError, match="PIXART_QUEUE: 0 is not between"):
+        Settings.load({"config": config("queue = 5")}, {"PIXART_QUEUE": "0"})
 
 
 def test_unknown_variables_are_found() -> None:
