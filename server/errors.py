@@ -16,7 +16,8 @@ from server.schemas import ErrorDetail
 
 # Where the engine's fields stand in a request's body.
 _PARAMS = {"control": "control.image", "control_kind": "control.type", "strength": "control.strength"}
-_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
+# Of the framework's own errors, by status.
+CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
 _LONGEST_QUOTE = 100
 
 
@@ -107,7 +108,7 @@ def failure(error: Exception, timeout: float | None = None) -> ApiError:
 def of_framework(method: str, path: str, error: HTTPException) -> ApiError:
     """What the framework, or a limit within it, has against a request."""
     message = f"{method} {quote(path)}: {error.detail}"
-    return ApiError(error.status_code, message, code=_CODES.get(error.status_code), headers=error.headers)
+    return ApiError(error.status_code, message, code=CODES.get(error.status_code), headers=error.headers)
 
 
 def malformed(errors: Sequence[Any]) -> ApiError:

@@ -5,7 +5,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.responses import Response
 
 from engine.client import EngineClient
@@ -26,7 +27,8 @@ from server.schemas import (
 
 _REF = "#/components/schemas/{model}"
 # Bodies that the routes read by themselves, and events, which the framework therefore does not see.
-_MODELS = (ImageRequest, EditRequest, PartialImageEvent, CompletedEvent, ErrorEvent)
+_BODIES = (ImageRequest, EditRequest)
+_EVENTS = (PartialImageEvent, CompletedEvent, ErrorEvent)
 _REQUEST_ID = {"X-Request-Id": {"description": "The client's, or a new one.", "schema": {"type": "string"}}}
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 _MEANINGS = {
@@ -34,15 +36,21 @@ _MEANINGS = {
     401: "An API key is needed, and none or a wrong one was sent.",
     403: "The web page that asks is not allowed to.",
     404: "There is no such model.",
-    408: "The body took too long to arrive.",
+    408: "The head or the body took too long to arrive.",
     413: "The body is too large.",
     415: "The body is of another type than it must be.",
+    421: "The server does not go by the name that it was called.",
     422: "A field is missing, unknown, of the wrong type or outside its limits.",
     429: "Too much is asked at once.",
+    431: "The head is too large.",
     499: "The request was cancelled.",
-    503: "The model is still being loaded, or the server is shutting down.",
+    500: "A bug; the server's log has the traceback.",
+    503: "The model is still being loaded, the server is shutting down, too many connections are open, or the workers "
+    "died.",
     504: "The timeout passed before the picture was ready.",
 }
+# What any request may get, whatever it asks for. (403 is for what has effects: pages may always ask with GET.)
+_ALWAYS = (401, 408, 421, 429, 431, 500, 503)
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -50,15 +58,15 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {
             "description": _MEANINGS[status],
             "model": ErrorResponse,
-            "headers": _REQUEST_ID | (_RETRY if status == 429 else {}),
+            "headers": _REQUEST_ID | (_RETRY if status in (429, 503) else {}),
         }
-        for status in statuses
+        for status in sorted((*_ALWAYS, *statuses))
     }
 
 
 def _pictures(kind: str) -> dict[int | str, dict[str, Any]]:
     binary = {"schema": {"type": "string", "format": "binary"}}
-    events = [{"$ref": _REF.format(model=model.__name__)} for model in (PartialImageEvent, CompletedEvent, ErrorEvent)]
+    events = [{"$ref": _REF.format(model=model.__name__)} for model in _EVENTS]
     event = {
         "type": "object",
         "description": "One event of the stream.",
@@ -76,7 +84,7 @@ def _pictures(kind: str) -> dict[int | str, dict[str, Any]]:
         "content": {f"image/{format}": binary for format in ("png", "jpeg", "webp")}
         | {"text/event-stream": {"schema": event}},
     }
-    return {200: ok, **_errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 499, 503, 504)}
+    return {200: ok, **_errors(400, 403, 404, 413, 415, 422, 499, 504)}
 
 
 def _body(media_type: str, schema: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
@@ -110,12 +118,12 @@ def install(app: FastAPI, service: ImageService, client: EngineClient) -> None:
         """Make pictures from a prompt that follow the edges of a picture."""
         return await service.edit(request)
 
-    @app.get("/v1/models", responses=_errors(401, 403))
+    @app.get("/v1/models", responses=_errors())
     async def list_models() -> ModelList:
         """The served model and its limits."""
         return ModelList(data=[model])
 
-    @app.get("/v1/models/{name:path}", responses=_errors(401, 403, 404))
+    @app.get("/v1/models/{name:path}", responses=_errors(404))
     async def get_model(name: str) -> Model:
         """One model; there is but the served one."""
         if name != model.id:
@@ -131,7 +139,11 @@ def _describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
+            modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+                *((model, "validation") for model in _BODIES),
+                *((model, "serialization") for model in _EVENTS),
+            ]
+            _, definitions = models_json_schema(modes, ref_template=_REF)
             schemas = schema["components"]["schemas"]
             schemas |= definitions["$defs"]
             form = schemas["EditRequest"]

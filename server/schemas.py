@@ -134,7 +134,12 @@ def control_kind(kind: ControlType) -> ControlKind | None:
     return "picture" if kind == "hed" else kind
 
 
-class ImageData(BaseModel):
+class _Answer(BaseModel):
+    # What has a default is sent all the same.
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
+class ImageData(_Answer):
     """One picture in base64, the seed that makes it again, and how many steps were taken."""
 
     b64_json: str
@@ -142,7 +147,7 @@ class ImageData(BaseModel):
     steps: int
 
 
-class ImageResponse(BaseModel):
+class ImageResponse(_Answer):
     """`timings` are seconds by stage; with several pictures, the longest of each."""
 
     created: int
@@ -155,14 +160,14 @@ class ImageResponse(BaseModel):
     timings: dict[str, float]
 
 
-class TokenCounts(BaseModel):
+class TokenCounts(_Answer):
     """What OpenAI counts by kind."""
 
     image_tokens: int = 0
     text_tokens: int = 0
 
 
-class Usage(BaseModel):
+class Usage(_Answer):
     """All zero: nothing is billed here, so nothing is counted."""
 
     input_tokens: int = 0
@@ -171,7 +176,7 @@ class Usage(BaseModel):
     total_tokens: int = 0
 
 
-class PartialImageEvent(BaseModel):
+class PartialImageEvent(_Answer):
     """An unfinished picture; `step` and `index` (which of `n` pictures) are additions to OpenAI's event."""
 
     type: Literal["image_generation.partial_image", "image_edit.partial_image"]
@@ -186,7 +191,7 @@ class PartialImageEvent(BaseModel):
     step: int
 
 
-class CompletedEvent(BaseModel):
+class CompletedEvent(_Answer):
     """A finished picture; the fields from `index` on are additions to OpenAI's event."""
 
     type: Literal["image_generation.completed", "image_edit.completed"]
@@ -205,7 +210,7 @@ class CompletedEvent(BaseModel):
     timings: dict[str, float]
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(_Answer):
     """What went wrong; `param` names the field to mend, where there is one."""
 
     message: str
@@ -214,7 +219,7 @@ class ErrorDetail(BaseModel):
     code: str | None
 
 
-class ErrorResponse(BaseModel):
+class ErrorResponse(_Answer):
     """Every answer that is no success."""
 
     error: ErrorDetail
@@ -226,7 +231,7 @@ class ErrorEvent(ErrorResponse):
     type: Literal["error"] = "error"
 
 
-class Limits(BaseModel):
+class Limits(_Answer):
     """What the served model accepts."""
 
     sizes: list[str]
@@ -239,7 +244,7 @@ class Limits(BaseModel):
     control: bool
 
 
-class Model(BaseModel):
+class Model(_Answer):
     """A served model."""
 
     id: str
@@ -250,7 +255,7 @@ class Model(BaseModel):
     limits: Limits
 
 
-class ModelList(BaseModel):
+class ModelList(_Answer):
     """`GET /v1/models`."""
 
     object: Literal["list"] = "list"

@@ -22,7 +22,8 @@ def document() -> dict[str, Any]:
     client: tuple[type[BaseModel], ...] = get_args(ClientMessage)
     server: tuple[type[BaseModel], ...] = get_args(ServerMessage)
     _, definitions = models_json_schema(
-        [(model, "validation") for model in (*client, *server)], ref_template="#/components/schemas/{model}"
+        [*((model, "validation") for model in client), *((model, "serialization") for model in server)],
+        ref_template="#/components/schemas/{model}",
     )
     messages = {model.__name__: _message(model) for model in (*client, *server)}
     for name, text in _BINARY.items():

@@ -34,7 +34,10 @@ class CloseCode(IntEnum):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # What the server sends, it sends with the fields that have defaults.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, json_schema_serialization_defaults_required=True
+    )
 
 
 def _documented(low: float, high: float) -> dict[str, Any]:

@@ -77,6 +77,24 @@ def test_every_field_and_answer_is_explained(description: dict[str, Any]) -> Non
         assert [field for field in fields if "description" not in fields[field]] == []
 
 
+def test_what_any_request_may_get_is_told_of_each(description: dict[str, Any]) -> None:
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            if path.startswith("/v1/"):
+                answers = operation["responses"]
+                assert answers.keys() >= {"401", "408", "421", "429", "431", "500", "503"}, path
+                assert ("403" in answers) == (method == "post")
+                waits = {status for status in answers if "Retry-After" in answers[status].get("headers", {})}
+                assert waits == {"429", "503"}
+
+
+def test_what_is_always_sent_is_required(description: dict[str, Any]) -> None:
+    schemas = description["components"]["schemas"]
+    for name in ("ImageResponse", "PartialImageEvent", "CompletedEvent", "ErrorEvent", "Usage", "Model", "ModelList"):
+        assert set(schemas[name]["required"]) == schemas[name]["properties"].keys(), name
+    assert schemas["ImageRequest"]["required"] == ["prompt"]
+
+
 def explore(server: Any, cases: int, derandomize: bool) -> None:
     """Send what the description allows and what it forbids, and hold every answer against it.
 
