@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError, error_response
 from server.joined import Joined
 from server.limits import LINGER, Lingering, has_body
 
 MAX_HEAD_BYTES = 64 * 1024
+MOST_PIPELINED = 100  # requests that wait for an answer on one connection; what is read at once may hold thousands
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,19 @@ class _Guarded(HttpToolsProtocol):
 
     limits: ConnectionLimits
     _timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
-    _surplus = False
+    # Since the end of a head, of a piece of a body or of a message: an unfinished head, that is, or trailers.
+    _unfinished = 0
+    _refusal: ApiError | None = None
     _answered = False
+    _running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
         # Its request is read all the same: answered unasked, a client would see a reset.
         if len(self.connections) > self.limits.connections:
-            self._surplus = True
-            self.app = self._full
+            message = f"{self.limits.connections} connections are open, the limit"
+            self._refuse(ApiError(503, message, code="too_many_connections", headers={"Retry-After": "1"}))
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
@@ -52,21 +55,42 @@ class _Guarded(HttpToolsProtocol):
             return
         if self._timer is None and (self.cycle is None or self.cycle.response_complete):
             self._expect_head()
-        if self._timer is not None:
-            self._head_bytes += len(data)
+        self._unfinished += len(data)
         super().data_received(data)
-        # The chunk in which a head ends may bring a part of its body, so only unfinished heads are judged.
-        if self._timer is not None and self._head_bytes > MAX_HEAD_BYTES:
-            message = f"the request's head is larger than {MAX_HEAD_BYTES} bytes"
-            self._turn_away(431, message, "head_too_large")
+        if self._unfinished > MAX_HEAD_BYTES:
+            self._turn_away(_head_too_large())
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self._unfinished = 0
+        if len(self.pipeline) >= MOST_PIPELINED and not self._answered:
+            self.limits.refused("too_many_pipelined")
+            self._drop()
+        if self._answered:
+            return
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse(_head_too_large())
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unfinished = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unfinished = 0
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        # uvicorn tells the last request alone, which may be waiting for this one's answer.
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def shutdown(self) -> None:
         self._stop_timer()
@@ -81,13 +105,12 @@ class _Guarded(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _should_upgrade(self) -> bool:
-        return not self._surplus and super()._should_upgrade()
+        return self._refusal is None and not self._owes() and super()._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
         """An offer of another protocol is simply not taken up."""
 
     def _expect_head(self) -> None:
-        self._head_bytes = 0
         self._timer = self.loop.call_later(self.limits.head_seconds, self._head_is_late)
 
     def _stop_timer(self) -> None:
@@ -97,22 +120,38 @@ class _Guarded(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._timer = None
-        if self._head_bytes:
+        if self._unfinished:
             message = f"the request's head took longer than {self.limits.head_seconds:g} s"
-            self._turn_away(408, message, "head_too_slow")
+            self._turn_away(ApiError(408, message, code="head_too_slow"))
         else:  # a connection opened in advance and not used
             self.transport.close()
 
-    def _turn_away(self, status: int, message: str, code: str) -> None:
-        self._stop_timer()
-        self.limits.refused(code)
-        self._answer(ApiError(status, message, code=code))
+    def _turn_away(self, error: ApiError) -> None:
+        self.limits.refused(error.code or "")
+        self._answer(error)
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with this, whatever is asked."""
+        self._refusal = error
+        self.app = self._refused
+
+    async def _refused(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self._refusal is not None
+        self.limits.refused(self._refusal.code or "")
+        response = error_response(self._refusal)
+        response.headers["Connection"] = "close"
+        connection = Lingering(receive, send) if has_body(scope) else None
+        await response(scope, receive, connection.send if connection else send)
 
     def _answer(self, error: ApiError) -> None:
         """Answer without a request, drop what still comes, and close."""
         if self.transport.is_closing() or self._answered:
             return
+        if self._owes():
+            self._drop()
+            return
         self._answered = True
+        self._stop_timer()
         response = error_response(error)
         lines = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
         self.transport.write(
@@ -121,10 +160,18 @@ class _Guarded(HttpToolsProtocol):
         self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
-    async def _full(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        self.limits.refused("too_many_connections")
-        message = f"{self.limits.connections} connections are open, the limit"
-        headers = {"Retry-After": "1", "Connection": "close"}
-        error = ApiError(503, message, code="too_many_connections", headers=headers)
-        connection = Lingering(receive, send) if has_body(scope) else None
-        await error_response(error)(scope, receive, connection.send if connection else send)
+    def _owes(self) -> bool:
+        """Whether an answer is under way, or the next one must be another request's."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return bool(self.pipeline) or cycle.response_started or not cycle.more_body
+
+    def _drop(self) -> None:
+        """Let the client go without a word."""
+        self._answered = True
+        self.transport.abort()
+
+
+def _head_too_large() -> ApiError:
+    return ApiError(431, f"the request's head is larger than {MAX_HEAD_BYTES} bytes", code="head_too_large")

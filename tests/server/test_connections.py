@@ -4,13 +4,14 @@ import asyncio
 import json
 import random
 import socket
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -30,8 +31,22 @@ async def refuse(request: Request) -> Any:
     return error_response(ApiError(401, "who are you?", code="invalid_api_key"))
 
 
+async def endless(request: Request) -> StreamingResponse:
+    async def pieces() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 100_000
+            await asyncio.sleep(0)
+
+    return StreamingResponse(pieces())
+
+
 def application(refused: list[str], max_bytes: int = 1000, seconds: float = SECONDS) -> ASGIApp:
-    app = Starlette(routes=[Route("/", length, methods=["GET", "POST"]), Route("/refuse", refuse, methods=["POST"])])
+    routes = [
+        Route("/", length, methods=["GET", "POST"]),
+        Route("/refuse", refuse, methods=["POST"]),
+        Route("/endless", endless),
+    ]
+    app = Starlette(routes=routes)
     app.add_middleware(BodyLimit, max_bytes=max_bytes, seconds=seconds, refused=refused.append)
     return app
 
@@ -70,6 +85,56 @@ async def test_a_head_without_end() -> None:
         head, body = await client.answer()
         assert head.startswith("HTTP/1.1 431 ") and code(body) == "head_too_large"
     assert refused == ["head_too_large"]
+
+
+async def test_a_head_that_is_too_large_but_complete() -> None:
+    """Even if it arrives at once, or asks for a WebSocket."""
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    for more in (b"", b"X-Short: x\r\n" * 2, upgrade):
+        refused: list[str] = []
+        async with serving(application(refused), refused) as port, connection(port) as client:
+            await client.send(
+                b"GET / HTTP/1.1\r\nHost: test\r\n" + b"X-Filler: %b\r\n" % (b"x" * 100_000) + more + b"\r\n"
+            )
+            head, body = await client.answer()
+            assert head.startswith("HTTP/1.1 431 ") and code(body) == "head_too_large"
+            assert await client.rest() == b""
+        assert refused == ["head_too_large"]
+
+
+async def test_trailers_without_end() -> None:
+    refused: list[str] = []
+    async with serving(application(refused), refused) as port, connection(port) as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        await client.send(b"X-Filler: x\r\n" * 20_000)
+        head, body = await client.answer()
+        assert head.startswith("HTTP/1.1 431 ") and code(body) == "head_too_large"
+    assert refused == ["head_too_large"]
+
+
+@pytest.mark.parametrize(
+    "following", [b"GET / HTTP/1.1\r\n" + b"X-Filler: x\r\n" * 20_000, GET * 5000], ids=["head", "requests"]
+)
+async def test_what_follows_while_an_answer_is_under_way_is_not_gathered_without_end(following: bytes) -> None:
+    """There is no place for another answer in it, so the connection is cut."""
+    refused: list[str] = []
+    async with serving(application(refused), refused) as port, connection(port) as client:
+        await client.send(b"GET /endless HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert (await client.head()).startswith("HTTP/1.1 200 ")
+        with pytest.raises(ConnectionError):
+            await client.send(following)
+            while await client.reader.read(1 << 20):
+                pass
+            raise ConnectionError
+    assert refused == ["head_too_large" if following.endswith(b"x\r\n") else "too_many_pipelined"]
+
+
+async def test_a_few_requests_at_once_are_answered_in_their_order() -> None:
+    async with serving(application([]), []) as port, connection(port) as client:
+        await client.send(
+            b"".join(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % n + b"x" * n for n in range(50))
+        )
+        assert [(await client.answer())[1] for _ in range(50)] == [b"%d" % n for n in range(50)]
 
 
 async def test_what_is_no_http() -> None:
