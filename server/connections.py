@@ -1,4 +1,4 @@
-"""Bounds of connections, below HTTP's requests: how many are open, and how long a request's head may take."""
+"""Bounds of connections, below HTTP's requests: how many are open, how long a head may take, or an answer be unread."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,10 +18,14 @@ MOST_PIPELINED = 100  # requests that wait for an answer on one connection; what
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """At most `connections` at once, of HTTP and WebSocket together; `refused` is told why one was turned away."""
+    """At most `connections` at once, of HTTP and WebSocket together; `refused` is told why one was turned away.
+
+    A head may take `head_seconds`; a client that reads nothing of its answer is cut off after `stall_seconds`.
+    """
 
     connections: int
     head_seconds: float
+    stall_seconds: float
     refused: Callable[[str], None]
 
 
@@ -35,6 +39,8 @@ class _Guarded(HttpToolsProtocol):
 
     limits: ConnectionLimits
     _timer: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+    _unread = 0  # bytes, when the stall began
     # Since the end of a head, of a piece of a body or of a message: an unfinished head, that is, or trailers.
     _unfinished = 0
     _refusal: ApiError | None = None
@@ -44,6 +50,8 @@ class _Guarded(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
+        # Or else the end of an answer, below the limit, could wait unread without `pause_writing` being called.
+        transport.set_write_buffer_limits(high=0)
         # Its request is read all the same: answered unasked, a client would see a reset.
         if len(self.connections) > self.limits.connections:
             message = f"{self.limits.connections} connections are open, the limit"
@@ -80,8 +88,17 @@ class _Guarded(HttpToolsProtocol):
         self._unfinished = 0
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        self._stop_stall()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_stall()
         # uvicorn tells the last request alone, which may be waiting for this one's answer.
         if self._running is not None:
             self._running.disconnected = True
@@ -102,6 +119,7 @@ class _Guarded(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         assert isinstance(self.transport, Joined)
         self.transport = self.transport.whole
+        self.transport.set_write_buffer_limits()  # sessions have limits of their own
         super().handle_websocket_upgrade()
 
     def _should_upgrade(self) -> bool:
@@ -117,6 +135,22 @@ class _Guarded(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _expect_reading(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._stall = self.loop.call_later(self.limits.stall_seconds, self._look_at_reading)
+
+    def _stop_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _look_at_reading(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unread:
+            self._expect_reading()
+        else:
+            self.limits.refused("answer_not_read")
+            self._drop()
 
     def _head_is_late(self) -> None:
         self._timer = None

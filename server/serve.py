@@ -63,7 +63,7 @@ def serve(settings: Settings, progress: Callable[[str], None]) -> None:
 
 def configure(app: FastAPI, settings: Settings, metrics: Metrics) -> uvicorn.Config:
     """How uvicorn runs the application."""
-    limits = ConnectionLimits(settings.max_connections, settings.head_seconds, metrics.refused)
+    limits = ConnectionLimits(settings.max_connections, settings.head_seconds, settings.stall_seconds, metrics.refused)
     return uvicorn.Config(
         app,
         http=guarded(limits),

@@ -82,6 +82,9 @@ class Settings:
     keep_alive_seconds: int = setting(65, "How long a connection may wait for its next request.", 1, 3600)
     head_seconds: float = setting(10.0, "How long a client may take to send a request's head; then 408.", 0.1, 3600)
     body_seconds: float = setting(60.0, "How long a client may take to send a request's body; then 408.", 0.1, 3600)
+    stall_seconds: float = setting(
+        60.0, "How long a client may read nothing of its answer; then it is cut off.", 0.1, 3600
+    )
     max_body_bytes: int = setting(8 * 1024 * 1024, "Largest request body; a larger one gets 413.", 1024, 1 << 30)
     max_control_pixels: int = setting(
         4096 * 4096, "Largest control image, judged before it is decoded.", 64 * 64, 1 << 28

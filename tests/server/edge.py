@@ -17,7 +17,9 @@ SECONDS = 60.0  # before something counts as hung, on a busy machine
 @asynccontextmanager
 async def serving(app: ASGIApp, refused: list[str], **limits: Any) -> AsyncIterator[int]:
     """Serve `app` on the loopback interface; gives the port. Limits are ConnectionLimits' fields."""
-    chosen = ConnectionLimits(**{"connections": 100, "head_seconds": SECONDS, "refused": refused.append, **limits})
+    chosen = ConnectionLimits(
+        **{"connections": 100, "head_seconds": SECONDS, "stall_seconds": SECONDS, "refused": refused.append, **limits}
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app, http=guarded(chosen), lifespan="off", log_config=None, log_level="critical", timeout_keep_alive=600

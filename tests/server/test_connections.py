@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, error_response
 from server.limits import BodyLimit
@@ -135,6 +135,32 @@ async def test_a_few_requests_at_once_are_answered_in_their_order() -> None:
             b"".join(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % n + b"x" * n for n in range(50))
         )
         assert [(await client.answer())[1] for _ in range(50)] == [b"%d" % n for n in range(50)]
+
+
+@pytest.mark.parametrize("size", [20_000_000, 0], ids=["whole", "stream"])
+async def test_a_client_that_never_reads_its_answer_is_cut_off(size: int) -> None:
+    """Whether the answer is written at once or grows; and the application learns of it."""
+    refused: list[str] = []
+    left = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = PlainTextResponse("x" * size) if size else await endless(Request(scope))
+        await response(scope, receive, send)
+        left.set()
+
+    with socket.socket() as narrow:
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with serving(app, refused, stall_seconds=0.5) as port:
+            narrow.connect(("127.0.0.1", port))
+            narrow.sendall(GET)
+            async with asyncio.timeout(SECONDS):
+                await left.wait()
+                while not refused:
+                    await asyncio.sleep(0.01)
+            with suppress(ConnectionError):
+                while await asyncio.to_thread(narrow.recv, 1 << 20):  # what was on its way
+                    pass
+    assert refused == ["answer_not_read"]
 
 
 async def test_what_is_no_http() -> None:
