@@ -1,12 +1,14 @@
 """Request bodies: JSON and multipart forms, checked against a schema without holding up the event loop."""
 
 import asyncio
+import codecs
 from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -22,6 +24,8 @@ _PIECE = 1 << 14  # bytes
 _MAX_FIELDS = 32
 _MAX_FILES = 4
 _MAX_FIELD_BYTES = 1 << 16
+# As `codecs.lookup` names them. Python knows many more, and not all of them are text, or fail as text does.
+_CHARSETS = frozenset({"utf-8", "ascii", "iso8859-1"})
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -57,9 +61,10 @@ async def read_form(request: Request, model: type[M]) -> tuple[M, bytes]:
     limits = {"max_files": _MAX_FILES, "max_fields": _MAX_FIELDS, "max_part_size": _MAX_FIELD_BYTES}
     parser = _FormParser(request.headers, _pieces(request.stream()), **limits)
     try:
+        _check_charset(request.headers["content-type"])
         form = await parser.parse()
-    except MultiPartException as error:
-        raise ApiError(400, f"the body is not a usable form: {quote(error.message)}", code="invalid_form") from error
+    except (MultiPartException, ValueError) as error:
+        raise ApiError(400, f"the body is not a usable form: {quote(str(error))}", code="invalid_form") from error
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
     for key, value in form.multi_items():
@@ -86,6 +91,16 @@ def _check(fields: dict[str, str], files: dict[str, bytes], model: type[M]) -> t
         return model.model_validate_strings(fields), files["image"]
     except ValidationError as error:
         raise malformed(error.errors(include_url=False, include_input=False)) from error
+
+
+def _check_charset(content_type: str) -> None:
+    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
+    try:
+        known = codecs.lookup(charset).name in _CHARSETS
+    except LookupError:
+        known = False
+    if not known:
+        raise ValueError(f"its charset is {quote(charset)!r}, not utf-8, us-ascii or latin-1")
 
 
 async def _pieces(stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

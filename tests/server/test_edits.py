@@ -11,6 +11,7 @@ from tests.server.test_bad_input import refusal
 from tests.server.test_images import PROMPT
 
 ROUTE = "/v1/images/edits"
+FIELD = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\xff\r\n--x--\r\n'  # which is no UTF-8
 
 
 def picture(width: int = 80, height: int = 80, kind: str = "PNG") -> bytes:
@@ -110,6 +111,19 @@ def test_wrong_files(edit: Any, server: Any) -> None:
             "multipart/form-data; boundary=x",
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"1" * 70_000 + b"\r\n--x--\r\n",
             400,
+        ),
+        *(
+            (f"multipart/form-data; boundary=x; charset={charset}", FIELD, status)
+            for charset, status in (
+                ("undefined", 400),
+                ("punycode", 400),
+                ("utf-7", 400),
+                ("nonsense", 400),
+                ("", 400),
+                ("UTF8", 422),
+                ("us-ascii", 422),
+                ("latin-1", 422),
+            )
         ),
     ],
 )

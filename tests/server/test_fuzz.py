@@ -94,8 +94,12 @@ def spoilt_upload(client: httpx.Client, rng: Rng) -> httpx.Response:
     return client.post(EDITS, content=content, headers={"Content-Type": kind})
 
 
+CHARSETS = (b"utf-8", b"undefined", b"punycode", b"idna", b"utf-7", b"unicode_escape", b"zlib", b"mbcs", b"x")
+
+
 def spoilt_kind(client: httpx.Client, rng: Rng) -> httpx.Response:
-    kind = spoil(b"multipart/form-data; boundary=fuzz; charset=utf-8", rng)
+    kind = b"multipart/form-data; boundary=fuzz; charset=" + CHARSETS[rng.integers(0, len(CHARSETS))]
+    kind = spoil(kind, rng) if rng.random() < 0.5 else kind
     kind = bytes(byte for byte in kind if 32 <= byte < 127)
     return client.post(EDITS, content=form(PICTURES[0]), headers={b"Content-Type": kind.strip()})
 
