@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,11 +22,18 @@ _RELOAD = 1.0  # seconds between looks at the file
 
 
 class Holder:
-    """What one key is doing now: a token bucket that holds one second's requests (at least one), and a count."""
+    """What one key is doing now: a token bucket that holds one second's requests (at least one), and a count.
 
-    def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic) -> None:
+    The key may get other limits meanwhile; `refresh` has the file read again if it changed.
+    """
+
+    def __init__(
+        self, key: Key, refresh: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.key = key
         self.running = 0
+        self.withdrawn = False
+        self._refresh = refresh
         self._clock = clock
         self._tokens = max(1.0, key.rate)
         self._filled = clock()
@@ -37,16 +44,18 @@ class Holder:
         Raises:
             ApiError: 429, with the time after which it will be taken.
         """
-        rate = self.key.rate
-        if not rate:
-            return
-        now = self._clock()
+        if wait := self.wait():
+            message = f"more than {self.key.rate:g} requests a second with this key"
+            raise _too_many(message, wait, "rate_limit_exceeded")
+        if self.key.rate:
+            self._tokens -= 1.0
+
+    def wait(self) -> float:
+        """Seconds until `take` would count another request; 0: it would now."""
+        rate, now = self.key.rate, self._clock()
         self._tokens = min(max(1.0, rate), self._tokens + (now - self._filled) * rate)
         self._filled = now
-        if self._tokens < 1.0:
-            wait = (1.0 - self._tokens) / rate
-            raise _too_many(f"more than {rate:g} requests a second with this key", wait, "rate_limit_exceeded")
-        self._tokens -= 1.0
+        return max(0.0, 1.0 - self._tokens) / rate if rate else 0.0
 
     def enter(self) -> None:
         """Begin a request.
@@ -62,6 +71,12 @@ class Holder:
     def leave(self) -> None:
         """End a request."""
         self.running -= 1
+
+    async def until_withdrawn(self) -> None:
+        """Return soon after the key was withdrawn. Looks by itself: there may be no other requests that would."""
+        while not self.withdrawn:
+            await asyncio.sleep(_RELOAD)
+            await self._refresh()
 
 
 def _too_many(message: str, wait: float, code: str) -> ApiError:
@@ -79,7 +94,7 @@ class KeyRing:
         self._path = path
         self._looked = time.monotonic()
         self._state = self._stat()
-        self._holders = {key.id: Holder(key) for key in read(path)}
+        self._holders = {key.id: Holder(key, self.refresh) for key in read(path)}
 
     def find(self, key: str) -> Holder | None:
         """Whose key this is."""
@@ -102,10 +117,15 @@ class KeyRing:
         except KeysError as error:
             log.error("%s; the keys that were read last stay valid", error)
             return
-        holders = {}
-        for key in keys:
-            old = self._holders.get(key.id)
-            holders[key.id] = old if old is not None and old.key == key else Holder(key)
+        holders = {key.id: Holder(key, self.refresh) for key in keys}
+        for holder in self._holders.values():
+            key = holder.key
+            new = holders.get(key.id)
+            if new is None or (new.key.salt, new.key.hash) != (key.salt, key.hash):
+                holder.withdrawn = True
+            else:  # what runs with the key, and its tokens, outlast a change of its limits
+                holder.key = new.key
+                holders[key.id] = holder
         self._holders = holders
         log.info("read %d keys from %s", len(keys), self._path)
 

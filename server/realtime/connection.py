@@ -46,7 +46,8 @@ _log = logging.getLogger(__name__)
 
 # A client that sends nothing but mistakes is not worth its answers.
 MOST_MISTAKES = 100  # in a row
-# How long an input waits for a place in the engine's queue, and how long between two tries, in seconds.
+# How long an input waits for its key's rate, and then for a place in the engine's queue, and how long between two
+# tries, in seconds.
 PATIENCE = 30.0
 SHORTEST_WAIT, LONGEST_WAIT = 0.02, 1.0
 CLOSE_SECONDS = 1.0  # for writing a close frame to a client that may not read
@@ -98,11 +99,13 @@ class Connection:
                 limits=service.limits,
             )
         )
-        halves = (asyncio.create_task(self._read()), asyncio.create_task(self._sender.run()))
+        parts = [asyncio.create_task(self._read()), asyncio.create_task(self._sender.run())]
+        if self._holder is not None:
+            parts.append(asyncio.create_task(self._until_withdrawn(self._holder)))
         try:
-            await asyncio.wait((*halves, self._ended), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((*parts, self._ended), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            tasks = [*halves, *([self._making] if self._making else [])]
+            tasks = [*parts, *([self._making] if self._making else [])]
             for task in tasks:
                 task.cancel()
             self._ended.cancel()
@@ -120,6 +123,10 @@ class Connection:
         """End the session from outside of it."""
         if not self._ended.done():
             self._ended.set_exception(Ended(code, reason))
+
+    async def _until_withdrawn(self, holder: Holder) -> None:
+        await holder.until_withdrawn()
+        raise Ended(CloseCode.KEY_WITHDRAWN, "the API key was withdrawn")
 
     async def _read(self) -> None:
         idle = self._service.limits.idle_seconds
@@ -218,8 +225,9 @@ class Connection:
 
     async def _draw(self, item: Input) -> None:
         service, settings = self._service, item.settings
-        if self._holder is not None:
-            self._holder.take()
+        if self._holder is not None and not await self._allowed(self._holder):
+            self._drop(item, "superseded")
+            return
         request = await to_engine(item, service.client.manifest, service.threads)
         picture = await self._patiently(item, request)
         if picture is None:
@@ -233,6 +241,22 @@ class Connection:
         if self._wins.running is item:
             self._wins.delivering()
             await self._sender.show(self._header(item, picture, timings, len(data)), data)
+
+    async def _allowed(self, holder: Holder) -> bool:
+        """Count an input when its key's rate allows it; False: newer input came while it waited.
+
+        Raises:
+            ApiError: 429, that would take too long.
+        """
+        give_up = asyncio.get_running_loop().time() + PATIENCE
+        while wait := holder.wait():
+            if asyncio.get_running_loop().time() + wait > give_up:
+                break
+            if self._wins.waiting is not None:
+                return False
+            await asyncio.sleep(min(wait, LONGEST_WAIT))
+        holder.take()
+        return True
 
     async def _patiently(self, item: Input, request: GenerateRequest) -> Picture | None:
         """The picture, even if others' requests fill the queue for now; None: newer input came while it waited."""

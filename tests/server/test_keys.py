@@ -58,9 +58,13 @@ def test_what_is_no_file_of_keys_is_refused_by_name(tmp_path: Path, content: str
         keys.read(path)
 
 
+async def nothing() -> None:
+    """What a holder without a file reads again."""
+
+
 def test_a_rate_is_kept_and_the_wait_is_true() -> None:
     now = [100.0]
-    holder = Holder(keys.create("alice", rate=2.0)[1], lambda: now[0])
+    holder = Holder(keys.create("alice", rate=2.0)[1], nothing, lambda: now[0])
     holder.take()
     holder.take()
     with pytest.raises(ApiError) as error:
@@ -76,7 +80,7 @@ def test_a_rate_is_kept_and_the_wait_is_true() -> None:
 
 def test_a_slow_rate_tells_how_long_to_wait() -> None:
     now = [100.0]
-    holder = Holder(keys.create("alice", rate=0.1)[1], lambda: now[0])
+    holder = Holder(keys.create("alice", rate=0.1)[1], nothing, lambda: now[0])
     holder.take()
     with pytest.raises(ApiError) as error:
         holder.take()
@@ -86,7 +90,7 @@ def test_a_slow_rate_tells_how_long_to_wait() -> None:
 
 
 def test_concurrency_is_counted() -> None:
-    holder = Holder(keys.create("alice", concurrency=1)[1])
+    holder = Holder(keys.create("alice", concurrency=1)[1], nothing)
     holder.enter()
     with pytest.raises(ApiError) as error:
         holder.enter()
@@ -112,8 +116,9 @@ async def test_a_ring_follows_its_file(tmp_path: Path, impatient: None) -> None:
 
     keys.write(path, [alices, bobs])
     await ring.refresh()
-    assert ring.find(bob) is not None
-    assert ring.find(alice) is before  # and with it what it is doing
+    bobs_holder = ring.find(bob)
+    assert bobs_holder is not None
+    assert ring.find(alice) is before
 
     path.write_text("{")
     await ring.refresh()
@@ -121,8 +126,27 @@ async def test_a_ring_follows_its_file(tmp_path: Path, impatient: None) -> None:
 
     keys.write(path, [replace(alices, rate=1.0)])
     await ring.refresh()
-    after = ring.find(alice)
-    assert ring.find(bob) is None and after is not None and after.key.rate == 1.0
+    assert ring.find(bob) is None and bobs_holder.withdrawn
+    assert ring.find(alice) is before and before.key.rate == 1.0 and not before.withdrawn  # what runs is not forgotten
+    await bobs_holder.until_withdrawn()
+
+    keys.write(path, [replace(alices, hash=bobs.hash)])
+    await ring.refresh()
+    assert before.withdrawn and ring.find(alice) is None
+
+
+def test_requests_without_a_limit_do_not_count_against_a_later_one() -> None:
+    now = [100.0]
+    unlimited = keys.create("alice")[1]
+    holder = Holder(unlimited, nothing, lambda: now[0])
+    for _ in range(100):
+        holder.take()
+    holder.key = replace(unlimited, rate=1.0)
+    holder.take()
+    with pytest.raises(ApiError):
+        holder.take()
+    now[0] += 1.001
+    holder.take()
 
 
 @pytest.fixture

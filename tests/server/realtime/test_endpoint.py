@@ -4,6 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from websockets.exceptions import ConnectionClosed
+
 from server import keys
 from server.realtime.endpoint import Memory
 from server.realtime.protocol import SessionSettings
@@ -58,3 +61,34 @@ async def test_a_key_opens_a_session_and_its_rate_holds_for_inputs(
         assert error["input"] == 1 and error["error"]["type"] == "rate_limit_error"
         await live.send("ping", id=1)
         await live.until("pong", id=1)
+
+
+async def test_inputs_wait_for_the_keys_rate_and_the_newest_wins(
+    start_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    text, key = keys.create("alice", rate=0.2)
+    keys.write(tmp_path / "keys.json", [key])
+    running = start_server(PIXART_API_KEYS=str(tmp_path / "keys.json"))
+    async with session(running.url, subprotocols=["pixart", f"pixart-key.{text}"]) as live:
+        await live.update(prompt="an apple")
+        for _ in range(5):
+            await live.send("generate")
+        outcomes = await live.outcomes(5)
+    assert outcomes[5] == "image.completed"
+    assert set(outcomes.values()) == {"image.completed", "superseded"}
+
+
+async def test_a_withdrawn_key_ends_its_session_alone(start_server: Callable[..., Any], tmp_path: Path) -> None:
+    (alice, alices), (bob, bobs) = keys.create("alice"), keys.create("bob")
+    keys.write(tmp_path / "keys.json", [alices, bobs])
+    running = start_server(until="listening", PIXART_API_KEYS=str(tmp_path / "keys.json"))
+    async with (
+        session(running.url, additional_headers={"Authorization": f"Bearer {alice}"}) as withdrawn,
+        session(running.url, additional_headers={"Authorization": f"Bearer {bob}"}) as other,
+    ):
+        keys.write(tmp_path / "keys.json", [bobs])
+        with pytest.raises(ConnectionClosed) as closed:
+            await withdrawn.receive()
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 4401
+        await other.send("ping", id=1)
+        await other.until("pong", id=1)
