@@ -1,7 +1,6 @@
 """What every request passes on its way to its route, in one place, since the order matters."""
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Mount
 
 from engine.client import EngineClient
@@ -9,14 +8,12 @@ from server.admission import AdmissionGate
 from server.auth import KeyGate, KeyRing
 from server.limits import BodyLimit
 from server.metrics import MeasuredApp, Metrics, Routes
-from server.origins import OriginGate, known_hosts
+from server.origins import Cors, OriginGate, known_hosts
 from server.request_id import RequestId
 from server.security import SecurityHeaders
 from server.settings import Settings
 from server.spans import Tracer
 from server.tracing import Tracing
-
-_METHODS = ("GET", "POST", "DELETE")
 
 
 def install(
@@ -42,14 +39,7 @@ def install(
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds, refused=metrics.refused
     )
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=settings.allowed_origins,
-        allow_methods=_METHODS,
-        allow_headers=("Authorization", "Content-Type", "X-Request-Id", "Traceparent", "Tracestate"),
-        expose_headers=("*",),
-        max_age=600,
-    )
+    app.add_middleware(Cors, origins=settings.allowed_origins, refused=metrics.refused)
     app.add_middleware(SecurityHeaders, policy=policy)
     app.add_middleware(MeasuredApp, metrics=metrics, routes=routes)
     app.add_middleware(Tracing, routes=routes, tracer=tracer)

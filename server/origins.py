@@ -4,6 +4,9 @@ import ipaddress
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, error_response, quote
@@ -28,14 +31,25 @@ def may_use(origin: str | None, host: str, origins: Collection[str]) -> bool:
 def known_hosts(address: str, allowed: tuple[str, ...]) -> frozenset[str] | None:
     """The names by which clients may call the server; None: any.
 
-    A server on the loopback interface that was told nothing else answers to loopback names alone. Otherwise a page
-    anywhere could give its own name that address (DNS rebinding) and then count as the server's own.
+    A server on the loopback interface that was told nothing else answers to its address and loopback names alone.
+    Otherwise a page anywhere could give its own name that address (DNS rebinding) and then count as the server's own.
     """
     if "*" in allowed:
         return None
     if not allowed and not _is_loopback(address):
         return None
-    return frozenset(name.lower() for name in (*allowed, *_LOOPBACK_NAMES))
+    return frozenset(name.lower() for name in (*allowed, *_LOOPBACK_NAMES, *_own_name(address)))
+
+
+def _own_name(address: str) -> tuple[str, ...]:
+    """What a URL calls the address that the server listens on; nothing, if that stands for all of a machine's."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return (address,)
+    if ip.is_unspecified:
+        return ()
+    return (f"[{ip}]" if ip.version == 6 else str(ip),)
 
 
 def _is_loopback(address: str) -> bool:
@@ -73,15 +87,52 @@ class OriginGate:
             message = f"this server does not go by the name {quote(host)!r}; the setting allowed_hosts can add it"
             error = ApiError(421, message, code="unknown_host")
         elif scope.get("method") not in _READING and not may_use(origin, host, self._origins):
-            message = (
-                f"pages of {quote(str(origin))!r} may not use this server; the setting allowed_origins can admit them"
-            )
-            error = ApiError(403, message, code="origin_not_allowed")
+            error = _not_allowed(str(origin))
         if error is None:
             await self._app(scope, receive, send)
             return
         self._refused(error.code or "")
         await error_response(error)(scope, receive, send)
+
+
+class Cors(CORSMiddleware):
+    """ASGI middleware: lets browsers give answers to the listed pages, and refuses other preflights as all is refused.
+
+    Listed pages may send any header: clients have many of their own (OpenAI's: x-stainless-…).
+    """
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...], refused: Callable[[str], None]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=("*",),
+            max_age=600,
+        )
+        self._refused = refused
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a preflight."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        origin, method = request_headers["origin"], request_headers["access-control-request-method"]
+        if self.is_allowed_origin(origin):
+            error = ApiError(400, f"pages of other origins may not ask for {quote(method)!r}", code="bad_request")
+        else:
+            error = _not_allowed(origin)
+            self._refused("origin_not_allowed")
+        answer = error_response(error)
+        for name in ("access-control-allow-origin", "vary"):
+            if name in response.headers:
+                answer.headers[name] = response.headers[name]
+        return answer
+
+
+def _not_allowed(origin: str) -> ApiError:
+    message = f"pages of {quote(origin)!r} may not use this server; the setting allowed_origins can admit them"
+    return ApiError(403, message, code="origin_not_allowed")
 
 
 def _name(host: str) -> str:

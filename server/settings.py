@@ -4,6 +4,7 @@
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ DEMO_BUNDLE = Path(__file__).resolve().parent.parent / "models" / "zoo" / "emoji
 PREFIX = "PIXART_"
 CONFIG = PREFIX + "CONFIG"
 
+# As browsers send them. A port is no part of a host's name here; in an origin the scheme's own port is left out.
+_HOST = re.compile(r"\*|[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"), "a host's name without scheme or port, or *"
+_ORIGIN = (
+    re.compile(r"\*|null|(?!http://[^/]*:80$|https://[^/]*:443$)[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"),
+    "an origin as browsers send it, such as https://app.example.com (in lower case, without path or slash), or *",
+)
 _ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -32,13 +39,22 @@ def default_cache() -> Path:
 
 
 def setting(
-    default: Any, meaning: str, low: float = 0, high: float = 0, *, choices: tuple[str, ...] = (), shown: str = ""
+    default: Any,
+    meaning: str,
+    low: float = 0,
+    high: float = 0,
+    *,
+    choices: tuple[str, ...] = (),
+    each: tuple[re.Pattern[str], str] | None = None,
+    shown: str = "",
 ) -> Any:
     """A field: its meaning for the documentation; numbers are held to `low` and `high`, texts to `choices`.
 
+    `each`: the form of a list's entries, and its name.
+
     `shown` stands in the documentation for a default that differs between machines.
     """
-    metadata = {"meaning": meaning, "low": low, "high": high, "choices": choices, "shown": shown}
+    metadata = {"meaning": meaning, "low": low, "high": high, "choices": choices, "each": each, "shown": shown}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -97,12 +113,13 @@ class Settings:
         "Paths that need no API key; one that ends in `/` includes what is below it, save `/` itself.",
     )
     allowed_origins: tuple[str, ...] = setting(
-        (), "Origins of web pages that may use the server besides its own page; `*` admits all."
+        (), "Origins of web pages that may use the server besides its own page; `*` admits all.", each=_ORIGIN
     )
     allowed_hosts: tuple[str, ...] = setting(
         (),
-        "Names by which clients may call the server, besides `localhost`; `*` is any. "
-        "Without one, any; but only `localhost` if `host` is a loopback address.",
+        "Names, without port, by which clients may call the server, besides `host` and `localhost`; `*` is any. "
+        "Without one, any; but only those two if `host` is a loopback address.",
+        each=_HOST,
     )
     content_filter: float = setting(
         0.0, "Score from which pictures are withheld as unsafe; 0 is off. Needs the extra `filter`.", 0, 1
@@ -193,6 +210,10 @@ def _check(field: "dataclasses.Field[Any]", value: Any, name: str) -> None:
     rules = field.metadata
     if rules["choices"] and value not in rules["choices"]:
         raise SettingsError(f"{name}: {value!r} is not one of {', '.join(rules['choices'])}")
+    if rules["each"]:
+        pattern, form = rules["each"]
+        if wrong := next((part for part in value if not pattern.fullmatch(part)), None):
+            raise SettingsError(f"{name}: {wrong!r} is not {form}")
     # Written so that NaN fails too.
     if isinstance(value, int | float) and rules["high"] and not rules["low"] <= value <= rules["high"]:
         raise SettingsError(f"{name}: {value} is not between {rules['low']} and {rules['high']}")

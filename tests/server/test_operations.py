@@ -127,10 +127,17 @@ def test_a_guarded_server_and_its_log(start_server: Any, tmp_path: Path) -> None
     headers = {"Authorization": f"Bearer {text}", "X-Request-Id": "mine", "traceparent": trace}
     with httpx.Client(base_url=running.url, timeout=60) as client:
         good, evil = {"Origin": "https://good.example"}, {"Origin": "https://evil.example"}
-        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,x-stainless-arch",
+        }
         preflight = client.options(ROUTE, headers=good | asked)
         assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == good["Origin"]
-        assert client.options(ROUTE, headers=evil | asked).status_code == 400
+        assert "x-stainless-arch" in preflight.headers["access-control-allow-headers"]
+        refused = client.options(ROUTE, headers=evil | asked)
+        assert refused.status_code == 403 and refused.json()["error"]["code"] == "origin_not_allowed"
+        refused = client.options(ROUTE, headers=good | asked | {"Access-Control-Request-Method": "DELETE"})
+        assert refused.status_code == 400 and refused.json()["error"]["code"] == "bad_request"
         body = {"prompt": "a secret garden"}
         answer = client.post(ROUTE, json=body, headers=headers | good)
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == good["Origin"]

@@ -96,6 +96,18 @@ def test_a_file_that_is_missing_is_named() -> None:
         ("log_prompts", "perhaps", "--log-prompts: 'perhaps' is neither true nor false"),
         ("log_format", "xml", "--log-format: 'xml' is not one of text, json"),
         ("port", "99999", "--port: 99999 is not between 0 and 65535"),
+        (
+            "allowed_hosts",
+            "a.example,pics.example:8126",
+            "--allowed-hosts: 'pics.example:8126' is not a host's name",
+        ),
+        ("allowed_hosts", "https://pics.example", "--allowed-hosts: 'https://pics.example' is not"),
+        ("allowed_hosts", "::1", "--allowed-hosts: '::1' is not"),
+        ("allowed_origins", "https://a.example/", "--allowed-origins: 'https://a.example/' is not an origin"),
+        ("allowed_origins", "https://a.example/app", "'https://a.example/app' is not an origin"),
+        ("allowed_origins", "https://A.example", "'https://A.example' is not an origin"),
+        ("allowed_origins", "https://a.example:443", "'https://a.example:443' is not an origin"),
+        ("allowed_origins", "a.example", "'a.example' is not an origin"),
     ],
 )
 def test_options_that_are_refused(name: str, text: str, message: str) -> None:
@@ -107,6 +119,13 @@ def test_options_that_are_refused(name: str, text: str, message: str) -> None:
 def test_a_variable_is_named_when_it_is_the_one_that_counts(config: Any) -> None:
     with pytest.raises(SettingsError, match="PIXART_QUEUE: 0 is not between"):
         Settings.load({"config": config("queue = 5")}, {"PIXART_QUEUE": "0"})
+
+
+def test_hosts_and_origins_as_they_are_sent() -> None:
+    hosts = ("*", "pics.example", "Pics-2.example", "10.0.0.1", "[::1]")
+    origins = ("*", "null", "https://a.example", "http://a.example:443", "http://[::1]:3000", "moz-extension://0a-1b")
+    settings = Settings.load({"allowed_hosts": ",".join(hosts), "allowed_origins": ",".join(origins)}, {})
+    assert settings.allowed_hosts == hosts and settings.allowed_origins == origins
 
 
 def test_unknown_variables_are_found() -> None:
