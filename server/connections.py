@@ -35,7 +35,10 @@ def guarded(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
 
 class _Guarded(HttpToolsProtocol):
-    """A client that sends its head byte by byte, or without end, is answered and let go. So is one too many."""
+    """A client that sends its head byte by byte, or without end, is answered and let go. So is one too many.
+
+    Where an answer is under way there is no place for another: such a client, or one that does not read, is cut off.
+    """
 
     limits: ConnectionLimits
     _timer: asyncio.TimerHandle | None = None
@@ -118,6 +121,7 @@ class _Guarded(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         assert isinstance(self.transport, Joined)
+        self._stop_stall()
         self.transport = self.transport.whole
         self.transport.set_write_buffer_limits()  # sessions have limits of their own
         super().handle_websocket_upgrade()
