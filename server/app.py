@@ -79,11 +79,13 @@ def create_app(
 
     rest.install(app, service, client)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def health() -> Response:
         """The process answers."""
         return JSONResponse({"status": "ok"})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", responses={503: {"description": "The model is still being loaded, or no worker is left."}})
     async def readiness() -> Response:
         """Pictures can be made now."""
@@ -103,6 +105,7 @@ def create_app(
         html = docs.page(app.openapi(), str(request.base_url).rstrip("/"))
         return HTMLResponse(html, headers={"Content-Security-Policy": docs.POLICY})
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(STATIC / "index.html")

@@ -44,6 +44,11 @@ def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
 def test_probes(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
+    for path in ("/healthz", "/readyz", "/"):
+        head, get = client.head(path), client.get(path)
+        assert head.status_code == 200 and head.content == b""
+        for name in ("content-length", "content-type", "content-security-policy"):
+            assert head.headers[name] == get.headers[name]
 
 
 def test_the_model_and_its_limits(client: httpx.Client) -> None:
