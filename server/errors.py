@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from engine.client import Cancelled, DeadlineMissed, NotReady, Overloaded, WorkerFailed
 from engine.request import InvalidRequest
@@ -155,6 +156,16 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> JSONResponse:
         return error_response(of_framework(request.method, request.url.path, error))
+
+    async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
+        # The framework's own answer to a WebSocket is an empty 403.
+        if scope["type"] == "websocket":
+            error = of_framework("WEBSOCKET", scope["path"], HTTPException(404))
+            await error_response(error)(scope, receive, send)
+        else:
+            await app.router.not_found(scope, receive, send)
+
+    app.router.default = _no_route
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -77,6 +77,8 @@ class Tracing:
                 status = message["status"]
             elif message["type"] == "websocket.accept":
                 status = 101
+            elif message["type"] == "websocket.close":
+                status = status or 403  # what the server makes of it before a session is open
             await send(message)
 
         route = self._routes.name(scope["path"])

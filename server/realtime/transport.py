@@ -1,6 +1,7 @@
-"""uvicorn's WebSocket protocol, with two things that its settings cannot express."""
+"""uvicorn's WebSocket protocol, with things that its settings cannot express."""
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -22,6 +23,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.close_sent = True
             self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.GOING_AWAY})
         super().shutdown()
+
+    async def send(self, message: Any) -> None:
+        """Send; a refusal in words completes the handshake too, which uvicorn would report as an error."""
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         """The session has ended; closing waits for the client to read the rest, but not longer than this."""

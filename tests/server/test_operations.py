@@ -20,6 +20,8 @@ import psutil
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from engine.backends import BackendOptions, create
 from engine.sources import BATCHES
@@ -151,6 +153,18 @@ def test_a_guarded_server_and_its_log(start_server: Any, tmp_path: Path) -> None
         assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == good["Origin"]
         assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
         assert client.get("/metrics").status_code == 401 and client.get("/healthz").status_code == 200
+        sockets = running.url.replace("http", "ws", 1)
+        for path, origin, status, code in (
+            ("/v1/realtime", evil, 403, "origin_not_allowed"),
+            ("/nowhere", good, 404, "not_found"),
+        ):
+            with (
+                pytest.raises(InvalidStatus) as handshake,
+                connect(sockets + path, additional_headers=headers | origin),
+            ):
+                raise AssertionError("it opened")
+            assert handshake.value.response.status_code == status
+            assert json.loads(handshake.value.response.body or b"")["error"]["code"] == code
         metrics = client.get("/metrics", headers=headers).text
     for reason in ("unauthenticated", "origin_not_allowed", "unknown_host"):
         assert f'pixart_refusals_total{{reason="{reason}"}}' in metrics
@@ -173,7 +187,10 @@ def test_a_guarded_server_and_its_log(start_server: Any, tmp_path: Path) -> None
     assert made["logger"] == "server.access" and made["key"] == "alice" and made["message"] == f"POST {ROUTE}"
     assert made["trace_id"] == trace[3:35] and made["parent_id"] == trace[36:52]
     assert made["stages"]["denoise"] > 0 and made["seconds"] > made["stages"]["denoise"]
+    (lost,) = (line for line in lines if line["message"] == "WEBSOCKET /nowhere")
+    assert lost["status"] == 404
     everything = "\n".join(running.lines)
+    assert "handshake" not in everything  # in uvicorn's view, a refused one is not complete
     assert "secret" not in everything and text not in everything
 
 
