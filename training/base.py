@@ -15,7 +15,8 @@ from models.checkpoints.build import build
 from training import config as recipes
 from training.data import captions, emoji
 from training.data.colors import BACKGROUNDS
-from training.loop import LoopConfig, averaged_weights, run, save_atomically
+from training.files import save_whole, written_whole
+from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
 from training.precision import mixed_precision
@@ -145,9 +146,10 @@ def adopt(bundle: Path, folder: Path) -> None:
     tokenizer, vae = folder / "tokenizer.json", folder / "vae" / "checkpoint.pt"
     if not vae.exists():
         weights = {f"module.vae.{name}": value.float() for name, value in checkpoint.vae.items()}
-        save_atomically({"average": weights}, vae)
+        save_whole({"average": weights}, vae)
     if not tokenizer.exists():
-        shutil.copyfile(checkpoint.tokenizer, tokenizer)
+        with written_whole(tokenizer) as scratch:
+            shutil.copyfile(checkpoint.tokenizer, scratch)
 
 
 def start_from(bundle: Path, model: TextToLatents) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from models.edges import SoftEdge
 from training.data import emoji
 from training.data.sketches import sketch
+from training.files import save_whole
 from training.loop import step_generator
 from training.precision import mixed_precision
 from training.vae import augment, fingerprint
@@ -102,5 +103,5 @@ def encode_pairs(space: Workspace, views: int, store: Path) -> ControlPairs:
         latents = [encode(space, images).half() for images in (shown, as_pictures(edges), as_pictures(drawn))]
         chunks.append((*latents, edges[..., 0].clone(), torch.stack([subject, color], dim=1)))
     result = ControlPairs(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
-    torch.save({"key": key, **{name: getattr(result, name) for name in names}}, store)
+    save_whole({"key": key, **{name: getattr(result, name) for name in names}}, store)
     return result

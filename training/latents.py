@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from models.config import LatentConfig
 from training.data import emoji
+from training.files import save_whole
 from training.precision import mixed_precision
 
 
@@ -43,5 +44,5 @@ def encode_all(vae: AutoencoderKL, data: emoji.EmojiSet, store: Path, fingerprin
     std = seen.std(dim=(0, 1, 3, 4))
     latents = ((raw - mean[:, None, None]) / std[:, None, None]).half()
     saved = {"fingerprint": fingerprint, "latents": latents, "mean": mean.tolist(), "std": std.tolist()}
-    torch.save(saved, store)
+    save_whole(saved, store)
     return LatentSet(latents, LatentConfig(tuple(mean.tolist()), tuple(std.tolist())))

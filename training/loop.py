@@ -6,7 +6,6 @@ seeded anew at every step. So a run that is killed and resumed repeats an unbrok
 
 import csv
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
+
+from training.files import save_whole
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,6 @@ def save_grid(images: Tensor, path: Path) -> None:
     Image.fromarray(((tiled + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()).save(path)
 
 
-def save_atomically(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a kill at any moment leaves either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".partial")
-    torch.save(dict(state), scratch)
-    os.replace(scratch, path)
-
-
 def averaged_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     """The moving average that a finished or running stage left in `folder`: its tensors below `prefix`, without it."""
     state: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["average"]
@@ -161,7 +154,7 @@ def run(stage: Stage, config: LoopConfig, folder: Path, *, log_every: int = 20) 
             "average": average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in stage.optimizers],
         }
-        save_atomically(state, checkpoint)
+        save_whole(state, checkpoint)
 
     log = _Log(folder / "log.csv", start)
     began = time.monotonic()

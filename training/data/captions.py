@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from training.data.colors import BACKGROUNDS
 from training.data.emoji import Subject
+from training.files import written_whole
 
 TEMPLATES = (
     "{subject} on a {color} background",
@@ -72,6 +73,6 @@ def train_tokenizer(subjects: Iterable[Subject], vocabulary: int) -> Tokenizer:
 def load_tokenizer(path: Path, subjects: Iterable[Subject], vocabulary: int) -> Tokenizer:
     """Read the tokenizer at `path`, training and writing it first if there is none."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(subjects, vocabulary).save(str(path))
+        with written_whole(path) as scratch:
+            train_tokenizer(subjects, vocabulary).save(str(scratch))
     return Tokenizer.from_file(str(path))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.data.colors import BACKGROUNDS
 from training.data.sources import CAPTIONS, PICTURES, fetch
+from training.files import written_whole
 
 GROUPS = {
     "smileys": 0,
@@ -135,4 +136,6 @@ def _prepare(cache: Path, stored: Path, size: int) -> None:
         pictures.append(_picture(path, size, margin=size // 16))
         if len(rows) % 200 == 0:
             print(f"reading pictures: {len(rows)}", flush=True)
-    np.savez(stored, subjects=json.dumps(rows), pictures=np.stack(pictures))
+    # An open file, because numpy would give the scratch path another ending.
+    with written_whole(stored) as scratch, scratch.open("wb") as file:
+        np.savez(file, subjects=json.dumps(rows), pictures=np.stack(pictures))

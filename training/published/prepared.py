@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.config import DiTConfig, PixArtConfig, from_json, to_json
+from training.files import written_whole
 
 DESCRIPTION = "prepared.json"
 EMPTY = "empty.safetensors"
@@ -57,10 +58,9 @@ def describe(folder: Path, model: str, config: PixArtConfig, edges: str | None, 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a shard so that it is there whole or not at all."""
-    scratch = path.with_suffix(".partial")
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-    save_file({name: value.contiguous().cpu() for name, value in half.items()}, scratch)
-    scratch.replace(path)
+    with written_whole(path) as scratch:
+        save_file({name: value.contiguous().cpu() for name, value in half.items()}, scratch)
 
 
 class PreparedSet:
