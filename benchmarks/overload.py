@@ -5,14 +5,14 @@
 First its capacity is measured: eight clients that each ask again as soon as they are answered. Then requests arrive at
 random moments, `factor` times as many, whether or not earlier ones were answered. Each names a deadline. A good server
 refuses at once what it cannot make, keeps the deadlines of what it accepts, and makes as many pictures as before.
-Capacity is measured again afterwards, and the mean of both counts, because a machine's speed may drift.
+Capacity is measured again afterwards, and the mean of both counts, because a machine's speed may drift. Each time the
+server starts with nothing to do, and only what is answered before the time is over counts.
 """
 
 import argparse
 import asyncio
 import json
 import random
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -33,10 +33,18 @@ class Report:
     refused: int
     failed: int  # neither a picture, nor refused, nor late
     kept: float  # the share of accepted requests that were answered within the deadline
-    goodput: float  # pictures within the deadline, a second
+    goodput: float  # pictures within the deadline and within the time, a second
     refusal_median: float
     refusal_p99: float
     retry_after: tuple[int, int]  # the least and the largest; (0, 0) if one was missing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An answer, and how many seconds after the first moment of the measurement it was there."""
+
+    answer: Answer
+    moment: float
 
 
 class Prompts:
@@ -55,36 +63,44 @@ class Prompts:
 
 async def closed_loop(prompts: Prompts, seconds: float) -> float:
     """Pictures a second, for clients that wait for their answers."""
-    end = time.perf_counter() + seconds
+    now = asyncio.get_running_loop().time
+    end = now() + seconds
     made = 0
 
     async def one() -> None:
         nonlocal made
-        while time.perf_counter() < end:
+        while now() < end:
             answer = await prompts.ask(PATIENCE)
-            made += answer.status == 200 and time.perf_counter() < end
+            made += answer.status == 200 and now() <= end
 
     await asyncio.gather(*(one() for _ in range(CLIENTS)))
     return made / seconds
 
 
-async def open_loop(prompts: Prompts, rate: float, seconds: float, deadline: float, seed: int = 0) -> list[Answer]:
-    """Requests at random moments, `rate` a second on average."""
+async def open_loop(prompts: Prompts, rate: float, seconds: float, deadline: float, seed: int = 0) -> list[Outcome]:
+    """Requests at random moments, `rate` a second on average; all are waited for, those too that end afterwards."""
     random_numbers = random.Random(seed)
-    start = time.perf_counter()
+    now = asyncio.get_running_loop().time
+    start = now()
+
+    async def one() -> Outcome:
+        answer = await prompts.ask(deadline)
+        return Outcome(answer, now() - start)
+
     moment = 0.0
-    tasks: list[asyncio.Task[Answer]] = []
+    tasks: list[asyncio.Task[Outcome]] = []
     while (moment := moment + random_numbers.expovariate(rate)) < seconds:
-        await asyncio.sleep(start + moment - time.perf_counter())
-        tasks.append(asyncio.create_task(prompts.ask(deadline)))
+        await asyncio.sleep(start + moment - now())
+        tasks.append(asyncio.create_task(one()))
     return list(await asyncio.gather(*tasks))
 
 
-def summarise(capacity: float, answers: list[Answer], seconds: float, deadline: float) -> Report:
+def summarise(capacity: float, outcomes: list[Outcome], seconds: float, deadline: float) -> Report:
     """What the answers amount to."""
+    answers = [outcome.answer for outcome in outcomes]
     refused = [answer for answer in answers if answer.status == 429]
     accepted = [answer for answer in answers if answer.status in (200, 504)]
-    kept = [answer for answer in accepted if answer.status == 200 and answer.seconds <= deadline]
+    kept = [one for one in outcomes if one.answer.status == 200 and one.answer.seconds <= deadline]
     waits = [answer.retry_after or 0 for answer in refused] or [0]
     times = [answer.seconds for answer in refused] or [0.0]
     return Report(
@@ -94,7 +110,7 @@ def summarise(capacity: float, answers: list[Answer], seconds: float, deadline: 
         refused=len(refused),
         failed=len(answers) - len(refused) - len(accepted),
         kept=len(kept) / max(1, len(accepted)),
-        goodput=len(kept) / seconds,
+        goodput=sum(one.moment <= seconds for one in kept) / seconds,
         refusal_median=median(times),
         refusal_p99=quantiles(times, n=100)[98] if len(times) > 1 else times[0],
         retry_after=(min(waits), max(waits)) if min(waits) else (0, 0),
@@ -110,9 +126,9 @@ async def measure(address: Address, factor: float, seconds: float, deadline: flo
         capacity = await closed_loop(prompts, seconds / 6)
         if not capacity:
             raise SystemExit("the server makes no pictures")
-        answers = await open_loop(prompts, factor * capacity, seconds, deadline)
+        outcomes = await open_loop(prompts, factor * capacity, seconds, deadline)
         after = await closed_loop(prompts, seconds / 6)
-        return summarise((capacity + after) / 2.0, answers, seconds, deadline)
+        return summarise((capacity + after) / 2.0, outcomes, seconds, deadline)
     finally:
         client.close()
 
