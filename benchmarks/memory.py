@@ -4,7 +4,8 @@
 
 Modules run one after another, so the peak is what is resident plus the largest of their activations. Numbers take two
 bytes; with the 8-bit text encoder, the matrices of its products take one. What a runtime adds (its context, its
-workspace, its allocator's waste) is not in here. Decoding in tiles means squares of 512 pixels.
+workspace, its allocator's waste) is not in here. Decoding in tiles means squares of 512 pixels. The last column says
+whether this engine keeps the model so.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from benchmarks.fullsize import FullSize
 FP16 = 2
 GB = 10**9
 TILE = 512  # pixels
+CPU_ALONE = "on a CPU alone"  # `pixart compile` refuses int8 for TensorRT
 MODULES = ("text_encoder", "denoiser", "denoiser_control", "vae_decoder", "vae_encoder", "edge_detector")
 
 
@@ -37,11 +39,12 @@ class Need:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to keep the model: what is resident at once, and the most that is ever taken."""
+    """A way to keep the model: bytes that are resident, the most that is ever taken, and if this engine does so."""
 
     name: str
     resident: int
     peak: int
+    ours: str
 
 
 def needs(model: FullSize, pixels: int) -> dict[str, Need]:
@@ -62,27 +65,27 @@ def needs(model: FullSize, pixels: int) -> dict[str, Need]:
 def plans(needed: dict[str, Need], tile: int) -> list[Plan]:
     """Ways from the simplest to the most sparing; `tile` is the activations of the decoder for one tile.
 
-    A bundle stores the base once, so `denoiser_control` has all weights of `denoiser`.
+    A bundle stores the base once, but each module that is loaded has all of its weights: with control there are two
+    bases, one in `denoiser` and one in `denoiser_control`.
     """
-    text = needed["text_encoder"]
+    text, decoder = needed["text_encoder"], needed["vae_decoder"]
     found = []
     for control in (False, True):
-        denoiser = needed["denoiser_control" if control else "denoiser"]
-        others = [denoiser, needed["vae_decoder"]]
-        others += [needed["vae_encoder"], needed["edge_detector"]] if control else []
+        others = [needed["denoiser"]]
+        others += [needed[name] for name in ("denoiser_control", "vae_encoder", "edge_detector")] if control else []
         model = "with control" if control else "text to image"
-        rest = sum(need.weights for need in others)
-        whole = max(need.activations for need in others)
-        tiled = max(denoiser.activations, tile)
-        for bits, weights in (("fp16", text.weights), ("8-bit", text.weights_8bit)):
+        rest = sum(need.weights for need in [*others, decoder])
+        tiled = max(tile, *(need.activations for need in others))
+        whole = max(tiled, decoder.activations)
+        for bits, weights, resident_here in (("fp16", text.weights, "yes"), ("8-bit", text.weights_8bit, CPU_ALONE)):
             resident = weights + rest
             name = f"{model}, {bits} text encoder"
             # The encoder goes before the rest comes, so the two are never in memory together.
             freed = max(weights + text.activations, rest + whole)
             found += [
-                Plan(f"{name}, resident", resident, resident + max(text.activations, whole)),
-                Plan(f"{name}, resident, decoded in tiles", resident, resident + max(text.activations, tiled)),
-                Plan(f"{name}, freed after encoding", max(weights, rest), freed),
+                Plan(f"{name}, resident", resident, resident + max(text.activations, whole), resident_here),
+                Plan(f"{name}, resident, decoded in tiles", resident, resident + max(text.activations, tiled), "no"),
+                Plan(f"{name}, freed after encoding", max(weights, rest), freed, "no"),
             ]
     return found
 
@@ -101,10 +104,10 @@ def need_table(found: Iterable[Need]) -> str:
 
 def plan_table(found: Iterable[Plan], limit: int) -> str:
     """Markdown: what is resident, the peak, and whether it is within `limit` bytes."""
-    lines = [f"| GB | resident weights | peak | within {limit / GB:g} GB |", "|---|---:|---:|---|"]
+    lines = [f"| GB | resident weights | peak | within {limit / GB:g} GB | this engine |", "|---|---:|---:|---|---|"]
     for plan in found:
         verdict = "yes" if plan.peak <= limit else "no"
-        lines.append(f"| {plan.name} | {plan.resident / GB:.2f} | {plan.peak / GB:.2f} | {verdict} |")
+        lines.append(f"| {plan.name} | {plan.resident / GB:.2f} | {plan.peak / GB:.2f} | {verdict} | {plan.ours} |")
     return "\n".join(lines)
 
 

@@ -6,6 +6,8 @@ import pytest
 from benchmarks import memory, roofline
 from benchmarks.counting import Count
 from benchmarks.devices import GPUS, Device, this_cpu
+from engine.bundle import Bundle
+from server.settings import DEMO_BUNDLE
 from tests.export.tiny import tiny_bundle
 
 SLOW_MEMORY = Device("slow memory", peak=1000.0, bandwidth=10.0, width=2, source="made up")
@@ -66,7 +68,15 @@ def test_ways_to_keep_the_model_add_up() -> None:
     assert peaks["text to image, fp16 text encoder, resident, decoded in tiles"] == (1110, 1180)
     assert peaks["text to image, fp16 text encoder, freed after encoding"] == (1000, 1001)
     assert peaks["text to image, 8-bit text encoder, freed after encoding"] == (500, 501)
-    assert peaks["with control, 8-bit text encoder, resident"] == (668, 968)
-    table = memory.plan_table(memory.plans(needed, tile=70), limit=968)
-    assert "| with control, 8-bit text encoder, resident | 0.00 | 0.00 | yes |" in table
-    assert "| text to image, fp16 text encoder, resident | 0.00 | 0.00 | no |" in table
+    # Both denoisers are loaded, and the encoder of the control image is not tiled.
+    assert peaks["with control, 8-bit text encoder, resident"] == (768, 1068)
+    assert peaks["with control, 8-bit text encoder, resident, decoded in tiles"] == (768, 968)
+    assert peaks["with control, 8-bit text encoder, freed after encoding"] == (500, 568)
+    table = memory.plan_table(memory.plans(needed, tile=70), limit=1068)
+    assert "| with control, 8-bit text encoder, resident | 0.00 | 0.00 | yes | on a CPU alone |" in table
+    assert "| with control, fp16 text encoder, resident | 0.00 | 0.00 | no | yes |" in table
+    assert "| with control, fp16 text encoder, resident, decoded in tiles | 0.00 | 0.00 | no | no |" in table
+
+
+def test_the_engine_holds_every_module_that_the_memory_counts() -> None:
+    assert set(Bundle.load(DEMO_BUNDLE).manifest.modules) == set(memory.MODULES)
