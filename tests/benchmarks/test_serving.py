@@ -20,6 +20,16 @@ def test_measures_overhead(tmp_path: Path) -> None:
     assert len(result["overhead"]["pool"]) == len(result["overhead"]["engine"]) == 3
 
 
+def test_measures_http_with_prompts_that_are_encoded(tmp_path: Path) -> None:
+    counts = ["--requests", "3", "--clients", "2", "--control", "64"]
+    output, result = bench("http", *counts, "--json", str(tmp_path / "times.json"))
+    assert "png overhead_p50" in output and "json overhead_p50" in output and "lag_max" in output
+    for kind in ("png", "json"):
+        assert result[kind]["total_p50"] > result[kind]["engine_p50"] > result[kind]["text_p50"] > 0
+        assert result[kind]["overhead_p50"] > result[kind]["encode_p50"] > 0
+    assert result["loaded_answers"] == 2
+
+
 def test_measures_load_beside_litserve(tmp_path: Path) -> None:
     counts = ["--requests", "6", "--block", "4", "--loads", "0.5", "--peers", "2x5"]
     output, result = bench("load", "--mixed", *counts, "--json", str(tmp_path / "times.json"))
