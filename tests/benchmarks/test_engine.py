@@ -5,6 +5,8 @@ import pytest
 
 from benchmarks import engine, machine
 from benchmarks.contenders import MATMUL
+from engine.bundle import Bundle
+from engine.sources import BATCHES
 from tests.export.tiny import tiny_bundle
 
 TIMES = {
@@ -45,6 +47,12 @@ def test_bfloat16_is_compared_with_compiled_bfloat16_and_with_8_bits() -> None:
     assert rows["engine, OpenVINO bf16: step, faster than diffusers float32"] == 8.0
     assert rows["engine, OpenVINO int8 and bf16: step, faster than diffusers float32"] == 32.0
     assert rows["engine, OpenVINO int8 and bf16: step, faster than bf16"] == 4.0
+
+
+def test_the_start_that_is_timed_loads_a_graph_for_every_usual_batch(tmp_path: Path) -> None:
+    engine.start(Bundle.load(tiny_bundle()[1]), tmp_path)
+    # As the server's: for each module and any size, and for the default size for each usual number of samples.
+    assert len(list(tmp_path.iterdir())) == 6 + 3 + 2 * len(BATCHES)
 
 
 def test_the_demo_model_is_timed() -> None:
