@@ -26,6 +26,7 @@ from training.evaluation.draws import Draws
 from training.evaluation.torch_samplers import StudentSampler
 from training.loop import run
 from training.model import TextToLatents
+from training.origin import fingerprint
 from training.workspace import Workspace
 
 KINDS: dict[str, type[ControlNetTransformer]] = {"transformer": ControlNetTransformer, "unet": ControlNetUNet}
@@ -83,10 +84,12 @@ def compare(space: Workspace, student: TextToLatents, config: AblationConfig) ->
     table = space.recipe.get("evaluation", {}) | {"controls": config.controls}
     measures = recipes.parse(demo.EvaluationConfig, table, "evaluation")
     draws = Draws(space.data, groups, measures.seed)
+    origin = space.origin("controlnet") | {"frozen model": fingerprint(student.state_dict())}
+    origin |= {"steps": str(config.steps), "batch": str(config.batch)}
     rows: list[Row] = []
     for variant in config.variants:
         stage = ControlStage(space, student, student, replace(control, loop=loop), branch_of(variant))
-        branch = run(stage, loop, space.folder / "ablation" / variant)
+        branch = run(stage, loop, space.folder / "ablation" / variant, origin)
         assert isinstance(branch, ControlNetTransformer)
         pipeline = Pipeline(space.config, student.text, student.dit, space.vae, branch)
         found = demo.control(StudentSampler(pipeline, space.tokenizer), draws, measures)

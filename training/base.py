@@ -19,6 +19,7 @@ from training.files import save_whole, written_whole
 from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
+from training.origin import fingerprint
 from training.precision import mixed_precision
 from training.sampling import ddim, to_pictures, tokenize
 from training.workspace import Workspace
@@ -185,9 +186,11 @@ def main() -> None:
         adopt(args.init, args.runs / recipe["name"])
     space = Workspace.open(recipe, args.runs)
     stage = BaseStage(space, config)
+    origin = space.origin("base")
     if args.init:
         start_from(args.init, stage.model)
-    run(stage, config.loop, space.folder / "base")
+        origin["initial weights"] = fingerprint(stage.model.state_dict())
+    run(stage, config.loop, space.folder / "base", origin)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from training.data import emoji
 from training.data.sketches import sketch
 from training.files import save_whole
 from training.loop import step_generator
+from training.origin import fingerprint
 from training.precision import mixed_precision
-from training.vae import augment, fingerprint
+from training.vae import augment
 from training.workspace import Workspace
 
 
@@ -81,7 +82,7 @@ def encode_pairs(space: Workspace, views: int, store: Path) -> ControlPairs:
 
     Views are zoomed, shifted and mirrored; all but the first of each picture are bent too.
     """
-    key = f"{fingerprint(space.vae)}/{views}/bent"
+    key = f"{fingerprint(space.vae.state_dict())}/{views}/bent"
     names = [field.name for field in fields(ControlPairs)]
     if store.exists():
         saved = torch.load(store, weights_only=True)

@@ -41,6 +41,7 @@ from training.feedback import EdgeFeedback
 from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
+from training.origin import fingerprint
 from training.precision import mixed_precision
 from training.sampling import seeded_noise, to_pictures, tokenize
 from training.workspace import Workspace
@@ -246,12 +247,14 @@ def main() -> None:
         base = base_stage.load(space.folder / "base", space)
         student = distill_stage.load(space.folder / "distill", base)
     stage = ControlStage(space, base, student, config)
+    origin = space.origin("controlnet") | {"frozen model": fingerprint(stage.frozen.state_dict())}
     if args.init:
         branch = build(load_native(args.init)).controlnet
         if branch is None:
             parser.error(f"--init: {args.init} has no control branch")
         stage.model.load_state_dict(branch.state_dict())
-    run(stage, config.loop, space.folder / "controlnet")
+        origin["initial weights"] = fingerprint(stage.model.state_dict())
+    run(stage, config.loop, space.folder / "controlnet", origin)
     if args.out:
         write_safetensors(args.out, averaged_weights(space.folder / "controlnet"), torch.float16)
 

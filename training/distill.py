@@ -23,6 +23,7 @@ from training.consistency import distillation_loss, grid_timesteps, guided
 from training.loop import LoopConfig, averaged_weights, run
 from training.model import TextToLatents
 from training.optim import muon_and_adamw
+from training.origin import fingerprint
 from training.precision import mixed_precision
 from training.sampling import seeded_noise, to_pictures, tokenize
 from training.workspace import Workspace
@@ -116,7 +117,8 @@ def main() -> None:
     config = recipes.parse(DistillConfig, recipe["distill"], "distill")
     space = Workspace.open(recipe, args.runs)
     stage = DistillStage(space, base_stage.load(space.folder / "base", space), base, config)
-    run(stage, config.loop, space.folder / "distill")
+    origin = space.origin("base", "distill") | {"base": fingerprint(stage.teacher.state_dict())}
+    run(stage, config.loop, space.folder / "distill", origin)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from training.files import save_whole
+from training.origin import Origin, refuse_another
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,21 @@ class _Log:
         self._file.flush()
 
 
-def run(stage: Stage, config: LoopConfig, folder: Path, *, log_every: int = 20) -> nn.Module:
+def run(stage: Stage, config: LoopConfig, folder: Path, origin: Origin, *, log_every: int = 20) -> nn.Module:
     """Train `stage` for `config.steps` steps, resuming from `folder` if a checkpoint lies there.
 
     Returns:
         The moving average of the stage's model, which is what later stages and the bundle use.
+
+    Raises:
+        SystemExit: the checkpoint there is of another `origin`.
     """
     checkpoint = folder / "checkpoint.pt"
     average = AveragedModel(stage.model, multi_avg_fn=moving_average(config.ema))
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        refuse_another(folder, state.get("origin"), origin)
         start = int(state["step"])
         stage.model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
@@ -150,6 +155,7 @@ def run(stage: Stage, config: LoopConfig, folder: Path, *, log_every: int = 20) 
     def save(step: int) -> None:
         state = {
             "step": step,
+            "origin": dict(origin),
             "model": stage.model.state_dict(),
             "average": average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in stage.optimizers],

@@ -1,6 +1,5 @@
 """Stage 1: the autoencoder. `python -m training.vae --config training/configs/emoji.toml`."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from training import config as recipes
 from training.data import emoji
 from training.loop import LoopConfig, averaged_weights, run
 from training.optim import muon_and_adamw
+from training.origin import tables
 from training.precision import mixed_precision
 
 # How far the alternating offsets of a near-identity start lie above the signal, whose deviation is below 1.
@@ -163,21 +163,14 @@ def load(folder: Path, config: VaeConfig, size: int) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-def fingerprint(vae: nn.Module) -> str:
-    """A digest of the weights: tells whether stored latents belong to this autoencoder."""
-    digest = hashlib.sha256()
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def main() -> None:
     """The stage's command."""
     args = recipes.command_line("Train the autoencoder.").parse_args()
     recipe = recipes.read(args.config)
     config = recipes.parse(VaeConfig, recipe["vae"], "vae")
     data = emoji.load(args.runs / "data", recipe["data"]["size"])
-    run(VaeStage(config, data), config.loop, args.runs / recipe["name"] / "vae")
+    origin = tables(recipe, "data", "vae") | {"pictures": data.digest()}
+    run(VaeStage(config, data), config.loop, args.runs / recipe["name"] / "vae", origin)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every stage after the autoencoder works with."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from training import vae as vae_stage
 from training.data import captions, emoji
 from training.latents import LatentSet, encode_all
 from training.model import ModelShape, pixart_config
+from training.origin import fingerprint, tables
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Workspace:
         shape = recipes.parse(ModelShape, recipe["model"], "model")
         vae_config = recipes.parse(vae_stage.VaeConfig, recipe["vae"], "vae")
         vae = vae_stage.load(folder / "vae", vae_config, data.size)
-        latents = encode_all(vae, data, folder / "latents.pt", vae_stage.fingerprint(vae))
+        latents = encode_all(vae, data, folder / "latents.pt", fingerprint(vae.state_dict()))
         config = pixart_config(shape, vae_config, latents.config, data.size)
         tokenizer = captions.load_tokenizer(folder / "tokenizer.json", data.subjects, shape.text.vocabulary)
         return cls(recipe, folder, shape, config, data, vae, latents, tokenizer, NoiseSchedule(config.sampler))
@@ -67,3 +69,11 @@ class Workspace:
         latents = LatentSet(none, config.latent)
         schedule = NoiseSchedule(config.sampler)
         return cls(recipe, folder, shape, config, data, modules.vae, latents, tokenizer, schedule), modules
+
+    def origin(self, *stages: str) -> dict[str, str]:
+        """What a stage that reads these tables of the recipe builds on, but for the weights of other stages."""
+        return tables(self.recipe, "data", "model", *stages) | {
+            "pictures": self.data.digest(),
+            "autoencoder": fingerprint(self.vae.state_dict()),
+            "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
+        }

@@ -1,6 +1,7 @@
 """The comparison of control branches: every variant is trained and judged, and a repeated command trains nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def test_each_variant_is_trained_judged_and_not_trained_again(
 
     monkeypatch.setattr(ControlStage, "loss", untouched)
     assert ablation.compare(space, student, config) == rows
+    with pytest.raises(SystemExit, match="is of another run, with other steps"):
+        ablation.compare(space, student, replace(config, steps=2))
 
 
 def test_a_pipeline_runs_the_branch_that_it_is_given(recipe: dict[str, Any], runs: Path) -> None:

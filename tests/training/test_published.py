@@ -180,6 +180,22 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
         assert torch.equal(tensor, whole[name]), name
 
 
+def test_a_run_is_not_taken_for_that_of_another_model_or_recipe(
+    train: Callable[..., Path], published: Published, tmp_path: Path
+) -> None:
+    student, recipe = tmp_path / "lcm", tmp_path / "recipe.toml"
+    before = averaged_weights(train(distill.main, "--out", str(student)) / "distill")
+    with pytest.raises(SystemExit, match="is of another run, with other model;"):
+        train(distill.main, "--model", str(student), "--out", str(tmp_path / "twice"))
+    assert not (tmp_path / "twice").exists()
+    recipe.write_text(RECIPE.replace("4.5", "4.0"))
+    with pytest.raises(SystemExit, match=r"is of another run, with other \[distill\];"):
+        train(distill.main)
+    recipe.write_text(RECIPE.replace("sample_every = 4", "sample_every = 2"))
+    for name, tensor in averaged_weights(train(distill.main) / "distill").items():
+        assert torch.equal(tensor, before[name])
+
+
 def test_data_for_another_model_is_refused(
     published: Published, pictures: Path, prepared: Path, tmp_path: Path, train: Callable[..., Path]
 ) -> None:
@@ -196,6 +212,16 @@ def test_data_for_another_model_is_refused(
         train(distill.main, "--model", str(other))
     with pytest.raises(SystemExit, match="is not, or not completely, prepared"):
         train(distill.main, data=pictures)
+    alike = tmp_path / "alike"
+    save_pipeline(alike)
+    with pytest.raises(SystemExit, match="encodes captions or pictures differently"):
+        train(distill.main, "--model", str(alike))
+    old = shutil.copytree(prepared, tmp_path / "old")
+    about = json.loads((old / "prepared.json").read_text())
+    del about["encoders"]
+    (old / "prepared.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit, match="by an earlier version"):
+        train(distill.main, data=old)
 
 
 def test_control_needs_edges(published: Published, pictures: Path, tmp_path: Path, train: Callable[..., Path]) -> None:

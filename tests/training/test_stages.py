@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,13 @@ def command(stage: str, recipe: Path, runs: Path) -> list[str]:
 
 def start(stage: str, recipe: Path, runs: Path) -> None:
     subprocess.run(command(stage, recipe, runs), check=True, env=ENVIRONMENT)
+
+
+def refusal(stage: str, recipe: Path, runs: Path, *extra: str) -> str:
+    done = subprocess.run([*command(stage, recipe, runs), *extra], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -76,6 +84,16 @@ def test_all_stages_run_one_after_the_other(tmp_path: Path, runs: Path) -> None:
         assert float(row["loss"]) > 0
         with Image.open(folder / "samples-000006.png") as grid:
             assert grid.width >= 8 * 32
+
+    start("controlnet", recipe, runs)  # it is finished, and of this run
+    recipe.write_text(recipe.read_text().replace('"animals"', '"food"').replace("save_every = 5", "save_every = 3"))
+    start("vae", recipe, runs)
+    for stage, other in (("base", "[base]"), ("distill", "[base]")):
+        assert f"is of another run, with other {other};" in refusal(stage, recipe, runs)
+    shutil.rmtree(runs / "tiny" / "base")
+    start("base", recipe, runs)
+    assert "is of another run, with other [base], base;" in refusal("distill", recipe, runs)
+    assert "is of another run, with other frozen model;" in refusal("controlnet", recipe, runs)
 
 
 def test_resuming_the_distillation_keeps_the_target(tmp_path: Path, runs: Path) -> None:
@@ -130,6 +148,9 @@ def test_a_bundle_gets_a_new_control_branch(tmp_path: Path) -> None:
     assert {name: value.shape for name, value in trained.items()} == {n: v.shape for n, v in shipped.items()}
     assert trained["after_proj.0.weight"].abs().sum() > 0
 
+    bundle = ["--bundle", str(DEMO_BUNDLE), "--init", str(DEMO_BUNDLE)]
+    assert "is of another run, with other initial weights;" in refusal("controlnet", recipe, runs, *bundle)
+
     again = tmp_path / "again.safetensors"
     recipe.write_text(recipe.read_text().replace("lr = 1e-3", "lr = 0.0").replace('name = "emoji"', 'name = "again"'))
     extra = ["--bundle", str(DEMO_BUNDLE), "--init", str(DEMO_BUNDLE), "--out", str(again)]
@@ -158,6 +179,10 @@ def test_a_base_starts_from_a_bundle(tmp_path: Path) -> None:
         torch.testing.assert_close(value, shipped.vae[name].float(), rtol=0, atol=0)
     assert len(averaged_weights(tmp_path / "vae", "vae.")) == len(shipped.vae)
     assert (tmp_path / "tokenizer.json").read_bytes() == shipped.tokenizer.read_bytes()
+
+    draw_pictures(tmp_path / "runs" / "data", count=64, size=128)
+    adopt(DEMO_BUNDLE, tmp_path / "runs" / "emoji")
+    assert "does not say what it was trained from" in refusal("vae", EMOJI_RECIPE, tmp_path / "runs")
 
     with pytest.raises(RuntimeError, match=r"blocks\.3"):
         start_from(DEMO_BUNDLE, TextToLatents(replace(shape, depth=3), 128))

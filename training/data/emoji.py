@@ -53,6 +53,12 @@ class EmojiSet:
     def size(self) -> int:
         return int(self.pictures.shape[-1])
 
+    def digest(self) -> str:
+        """Of all pictures and what is known of them."""
+        digest = hashlib.sha256(repr(self.subjects).encode())
+        digest.update(np.ascontiguousarray(self.pictures).data)
+        return digest.hexdigest()
+
     def composite(self, index: Tensor, color: Tensor) -> Tensor:
         """Pictures `index` [B] on colours [B, 3] in 0..1 → float32 [B, 3, S, S] in -1..1."""
         return composite(torch.from_numpy(self.pictures)[index], color)

@@ -1,10 +1,11 @@
 """What both commands share: their options, the model with its prepared data, and how they refuse."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from models.checkpoints import Checkpoint, CheckpointError, load_checkpoint
 from models.checkpoints.build import build_dit, build_vae
 from models.dit import DiT
 from training import config as recipes
+from training.origin import fingerprint, tables
 from training.published.device import Placement
 from training.published.prepared import PreparedSet
 from training.published.samples import Decoder
@@ -37,6 +39,11 @@ class Opened:
     place: Placement
     decoder: Decoder
 
+    def origin(self, recipe: Mapping[str, Any], stage: str) -> dict[str, str]:
+        """What the weights of the stage come from that reads this table of the recipe."""
+        model = fingerprint(self.checkpoint.dit)
+        return tables(recipe, stage) | {"model": model, "prepared data": self.data.digest}
+
 
 def open_model(args: argparse.Namespace) -> Opened:
     """The checkpoint, data and device that the command line names.
@@ -47,7 +54,7 @@ def open_model(args: argparse.Namespace) -> Opened:
     """
     checkpoint = load_checkpoint(args.model, components=args.components)
     data = PreparedSet(args.data)
-    data.check(checkpoint.config.dit)
+    data.check(checkpoint)
     place = Placement.on(args.device)
     decoder = Decoder(build_vae(checkpoint), checkpoint.config.latent, place.device)
     return Opened(checkpoint, build_dit(checkpoint), data, place, decoder)

@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
         pixart = opened.checkpoint.config
         stage = Control(pixart, opened.dit, opened.decoder, opened.data, config, opened.place)
     folder = args.runs / recipe["name"] / "controlnet"
-    run(stage, config.loop, folder)
+    run(stage, config.loop, folder, opened.origin(recipe, "controlnet"))
     if args.out:
         write_safetensors(args.out, averaged_weights(folder), torch.float16)
         print(f"wrote {args.out}")

@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         pixart = opened.checkpoint.config
         stage = Distillation(pixart, opened.dit, opened.decoder, opened.data, config, opened.place)
     folder = args.runs / recipe["name"] / "distill"
-    run(stage, config.loop, folder)
+    run(stage, config.loop, folder, opened.origin(recipe, "distill"))
     if args.out:
         save_native(args.out, dataclasses.replace(opened.checkpoint, dit=averaged_weights(folder, "student.")))
         print(f"wrote {args.out}")

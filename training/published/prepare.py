@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
         root = args.pictures.resolve()
         named = [(one.path.relative_to(root).as_posix(), one.text) for one in pictures]
         listing = hashlib.sha256(repr(named).encode()).hexdigest()
-        describe(args.out, args.model, checkpoint.config, kind, f"{listing}, {args.rows} in a shard")
+        describe(args.out, args.model, checkpoint, kind, f"{listing}, {args.rows} in a shard")
         groups = by_size(pictures, 8 * dit.sample_size, dit.size_conditions)
         detector = read_hed(args.hed) if args.hed else SoftEdge() if args.soft_edges else None
         encoders = Encoders(checkpoint, detector, Placement.on(args.device))

@@ -4,6 +4,7 @@ A folder holds `prepared.json` and shards. A shard is one safetensors file of pi
 for control, `edges` [N, C, h, w], `caption` [N, L, W], all float16, and `tokens` [N], how many of L are real.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.config import DiTConfig, PixArtConfig, from_json, to_json
+from models.checkpoints import Checkpoint
+from models.config import from_json, to_json
 from training.files import written_whole
+from training.origin import fingerprint
 
 DESCRIPTION = "prepared.json"
 EMPTY = "empty.safetensors"
@@ -37,23 +40,38 @@ class Batch:
         return Batch(self.latents.to(device), self.caption.to(device), self.mask.to(device), edges)
 
 
-def describe(folder: Path, model: str, config: PixArtConfig, edges: str | None, pictures: str) -> None:
+def encoders(checkpoint: Checkpoint) -> str:
+    """A digest of what encodes captions and pictures: T5, the caption projection and the VAE.
+
+    Of weights in half precision, because a copy in that precision encodes the same. Of T5's 4.8 B only the norms are
+    read, which any training of it changes.
+    """
+    found = {f"vae.{name}": value for name, value in checkpoint.vae.items()}
+    for name, value in checkpoint.text_encoder.items():
+        if name.startswith("projection.") or value.ndim == 1:
+            found[f"text_encoder.{name}"] = value
+    return fingerprint({name: value.half() for name, value in found.items()})
+
+
+def describe(folder: Path, model: str, checkpoint: Checkpoint, edges: str | None, pictures: str) -> None:
     """Say what the folder's shards are made with; a folder that says otherwise is left as it is.
 
     Args:
+        model: how it is called.
         edges: which kind, if any.
         pictures: which pictures, and how they are dealt to shards; any text that is another for others.
 
     Raises:
         ValueError: it holds shards of another model, of other edges or of other pictures.
     """
-    about = {"model": model, "edges": edges, "pictures": pictures, "config": to_json(config)}
+    about = {"model": model, "edges": edges, "pictures": pictures, "config": to_json(checkpoint.config)}
+    about["encoders"] = encoders(checkpoint)
     text = json.dumps(about, indent=1) + "\n"
     path = folder / DESCRIPTION
     if path.exists() and path.read_text() != text:
         raise ValueError(f"{folder}: was prepared with another model, other edges or other pictures; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    with written_whole(path) as scratch:
+        scratch.write_text(text)
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -72,9 +90,12 @@ class PreparedSet:
             ValueError: the folder was not prepared, or not to its end.
         """
         try:
-            description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+            text = (folder / DESCRIPTION).read_text()
+            description: dict[str, Any] = json.loads(text)
+            self.digest = hashlib.sha256(text.encode()).hexdigest()  # of what the shards were made from
             self.model: str = description["model"]
             self.config = from_json(description["config"])
+            self.encoders: str | None = description.get("encoders")  # an earlier version did not say
             self.shards = [safe_open(path, "pt") for path in sorted(folder.glob("shard-*.safetensors"))]
             empty = _rows(safe_open(folder / EMPTY, "pt"), [0])
         except (OSError, KeyError, ValueError) as error:
@@ -98,13 +119,17 @@ class PreparedSet:
         """The first shard's first pictures, at most `count`: for samples."""
         return _batch(_rows(self.shards[0], range(min(count, int(self.counts[0])))))
 
-    def check(self, model: DiTConfig) -> None:
+    def check(self, checkpoint: Checkpoint) -> None:
         """
         Raises:
-            ValueError: captions and latents are not for such a transformer.
+            ValueError: captions and latents are not what this model's transformer is given.
         """
-        if model != self.config.dit:
+        if checkpoint.config.dit != self.config.dit:
             raise ValueError(f"this data was prepared for {self.model}, whose transformer is another")
+        if self.encoders is None:
+            raise ValueError("this data was prepared by an earlier version, which did not record the encoders")
+        if checkpoint.config.latent != self.config.latent or encoders(checkpoint) != self.encoders:
+            raise ValueError(f"this data was prepared for {self.model}, which encodes captions or pictures differently")
 
 
 def _batch(rows: Mapping[str, Tensor]) -> Batch:
