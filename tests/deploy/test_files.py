@@ -1,5 +1,6 @@
 """The files that operators start from are well-formed, and speak of settings that exist."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from engine.shared import Layout, Shared
 from server.settings import CONFIG, PREFIX, Settings, variable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +63,14 @@ def test_containers_have_no_more_rights_than_they_need() -> None:
         assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["mem_limit"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+def test_memory_that_processes_share_needs_no_setting() -> None:
+    shared = Shared(Layout(slots=1, places=1, picture_bytes=4096))
+    assert os.readlink(f"/proc/self/fd/{shared.descriptor}").startswith("/memfd:")
+    shared.close_descriptor()
+    assert "shm_size" not in compose()["pixart"]
+    assert "mountPath: /dev/shm" not in (ROOT / "deploy" / "kubernetes.yaml").read_text()
 
 
 def test_prometheus_scrapes_the_server_of_the_compose_file() -> None:
