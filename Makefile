@@ -1,5 +1,7 @@
 # make serve   start the server with the bundled demo model (creates .venv, serving packages only)
 # make test    every check but those with Chromium or Prometheus (adds the development and training packages to .venv)
+#              On Linux, pypi.org's PyTorch brings several GB of CUDA; without a GPU, let pip find PyTorch's CPU build:
+#              make test PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # make test-system   those; installs what they need first where it may (Debian, as root)
 .PHONY: help serve test test-system system-packages test-slow lint format clean
 .DEFAULT_GOAL := help
@@ -26,8 +28,9 @@ $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 	@$(PIP) install -e .
 	@touch $@
 
+# PIP_EXTRA_INDEX_URL has no default: pip would ask that index for every package, and wait for it where there is no way there.
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
-	@echo "==> installing the development and training packages into $(VENV) (once; about 2 GB)"
+	@echo "==> installing the development and training packages into $(VENV) (once; about 2 GB, and several more if PyTorch comes with CUDA: see make help)"
 	@$(PIP) install -e '.[train,quantize,tensorrt,filter,otel,dev]'
 	@touch $@ $(VENV)/serve.stamp
 
