@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# Serving images: no compiler, no root. `cpu` (the default) is without PyTorch; `gpu` runs TensorRT engines, and has
-# PyTorch to manage the GPU's memory. The bundled demo model is inside; mount another bundle to serve that.
+# Serving images, without root. `cpu` (the default) is without PyTorch and serves the bundled demo model; mount another bundle
+# to serve that. `gpu` serves the bundle at /bundle, whose TensorRT engines it compiles too, since they are made for one
+# kind of GPU (docs/operations.md, "Deploying"); it has PyTorch for that, and to manage the GPU's memory.
 #   docker build --target cpu -t pixart-delta-server:0.1.0-cpu .
 #   docker build --target gpu -t pixart-delta-server:0.1.0-gpu .
 FROM python:3.12-slim-bookworm AS build
@@ -16,7 +17,7 @@ COPY server server
 RUN /opt/pixart/bin/pip install --no-deps --force-reinstall .
 
 FROM build AS build-gpu
-RUN /opt/pixart/bin/pip install '.[filter,otel,tensorrt]' torch==2.13.0
+RUN /opt/pixart/bin/pip install '.[filter,otel,compile,tensorrt]'
 
 FROM python:3.12-slim-bookworm AS base
 LABEL org.opencontainers.image.title="pixart-delta-server" \
@@ -37,7 +38,7 @@ CMD ["serve"]
 
 FROM base AS gpu
 COPY --from=build-gpu /opt/pixart /opt/pixart
-ENV PIXART_BACKEND=tensorrt_rtx NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV PIXART_BACKEND=tensorrt_rtx PIXART_BUNDLE=/bundle NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # The last one is what a plain `docker build` makes.
 FROM base AS cpu

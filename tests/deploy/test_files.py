@@ -1,5 +1,6 @@
 """The files that operators start from are well-formed, and speak of settings that exist."""
 
+import argparse
 import os
 import re
 import shutil
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from engine.compile import PACKAGES
 from engine.shared import Layout, Shared
+from server.cli import compile as command
 from server.settings import CONFIG, PREFIX, Settings, variable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +59,22 @@ def test_images_run_as_nobody_in_particular_and_cpu_has_no_torch() -> None:
         assert "USER" not in parts[name]
     assert "torch" not in parts["build"] + parts["base"] + parts["cpu"]
     assert "COPY --from=build /opt/pixart" in parts["cpu"]
+
+
+def test_the_gpu_image_has_what_compiling_needs_and_serves_what_was_compiled() -> None:
+    parts = stages()
+    extras = re.search(r"pip install '\.\[([\w,]+)\]'", parts["build-gpu"])
+    assert extras and {"compile", "tensorrt"} <= set(extras[1].split(","))
+    gpu = dict(re.findall(r"(PIXART_\w+)=(\S+)", parts["gpu"]))
+    assert gpu["PIXART_BACKEND"] in PACKAGES  # so that it cannot serve the demo bundle as it is
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (words,) = re.findall(r"^ +(compile --model .*)$", text, flags=re.MULTILINE)
+    parser = argparse.ArgumentParser()
+    command.add(parser)
+    options = parser.parse_args(words.split()[1:])
+    assert (options.compile_backend, str(options.out)) == (gpu["PIXART_BACKEND"], gpu["PIXART_BUNDLE"])
+    assert re.findall(r'-v "\S+?:(\S+?)(?::ro)?" ', text) == [gpu["PIXART_BUNDLE"]] * 2
+    assert compose()["pixart"]["mem_limit"] == "${PIXART_MEMORY:-2g}"
 
 
 def test_containers_have_no_more_rights_than_they_need() -> None:
@@ -107,7 +126,7 @@ def test_programs_understand_the_files(command: list[str]) -> None:
 @pytest.mark.parametrize("name", ["Dockerfile", "deploy/compose.yaml", "deploy/kubernetes.yaml", "docs/operations.md"])
 def test_settings_exist(name: str) -> None:
     known = {CONFIG, *(variable(field.name) for field in fields(Settings))}
-    compose_only = {"PIXART_BUNDLE_DIR", "PIXART_TARGET"}
+    compose_only = {"PIXART_BUNDLE_DIR", "PIXART_MEMORY", "PIXART_TARGET"}
     ours = set(re.findall(rf"(?<!set ){PREFIX}[A-Z_]+", (ROOT / name).read_text()))
     assert ours <= known | compose_only
 
