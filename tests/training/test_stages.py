@@ -85,11 +85,8 @@ def test_all_stages_run_one_after_the_other(tmp_path: Path, runs: Path) -> None:
         with Image.open(folder / "samples-000006.png") as grid:
             assert grid.width >= 8 * 32
 
-    start("controlnet", recipe, runs)  # it is finished, and of this run
-    recipe.write_text(recipe.read_text().replace('"animals"', '"food"').replace("save_every = 5", "save_every = 3"))
-    start("vae", recipe, runs)
-    for stage, other in (("base", "[base]"), ("distill", "[base]")):
-        assert f"is of another run, with other {other};" in refusal(stage, recipe, runs)
+    recipe.write_text(recipe.read_text().replace('"animals"', '"food"'))
+    assert "is of another run, with other [base];" in refusal("base", recipe, runs)
     shutil.rmtree(runs / "tiny" / "base")
     start("base", recipe, runs)
     assert "is of another run, with other [base], base;" in refusal("distill", recipe, runs)
@@ -180,7 +177,7 @@ def test_a_base_starts_from_a_bundle(tmp_path: Path) -> None:
     assert len(averaged_weights(tmp_path / "vae", "vae.")) == len(shipped.vae)
     assert (tmp_path / "tokenizer.json").read_bytes() == shipped.tokenizer.read_bytes()
 
-    draw_pictures(tmp_path / "runs" / "data", count=64, size=128)
+    draw_pictures(tmp_path / "runs" / "data", size=128)
     adopt(DEMO_BUNDLE, tmp_path / "runs" / "emoji")
     assert "does not say what it was trained from" in refusal("vae", EMOJI_RECIPE, tmp_path / "runs")
 
