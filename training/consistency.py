@@ -1,6 +1,6 @@
 """The distillation's own mathematics: consistency function, loss, and one update's target.
 
-Source: Luo et al., 2023, "Latent Consistency Models" (arXiv 2310.04378), algorithm 1; PixArt-δ, section 2.
+Source: Luo et al., 2023, "Latent Consistency Models" (arXiv 2310.04378), algorithm 1; PixArt-δ, section 3.
 Timesteps t are int64 [B] on the CPU, latents and ε [B, C, h, w] on any device.
 """
 

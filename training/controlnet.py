@@ -1,6 +1,6 @@
 """Stage 4: the ControlNet-Transformer. `python -m training.controlnet --config training/configs/emoji.toml`.
 
-Copies of the first blocks learn to draw along an edge map (PixArt-δ, section 3), in one of two ways:
+Copies of the first blocks learn to draw along an edge map (PixArt-δ, section 4), in one of two ways:
 
 * `objective = "epsilon"`: under the frozen base and the usual ε loss; the result is used, unchanged, with the student;
 * `objective = "consistency"`: under the frozen student, whose jump to the clean picture is drawn to the true one by the

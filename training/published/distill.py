@@ -1,4 +1,4 @@
-"""Latent consistency distillation of a published checkpoint on a GPU: PixArt-δ, section 2.
+"""Latent consistency distillation of a published checkpoint on a GPU: PixArt-δ, section 3.
 
     python -m training.published.distill --model PixArt-alpha/PixArt-XL-2-1024-MS --data PREPARED \\
         --config training/configs/xl2.toml --out lcm
