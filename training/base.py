@@ -97,7 +97,7 @@ class BaseStage:
         self.space = space
         self.config = config
         self.batches = CaptionedLatents(space, config)
-        self.model = TextToLatents(space.shape, space.data.size)
+        self.model = self.result = TextToLatents(space.shape, space.data.size)
         self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
             self.model, config.loop.lr, embedding_lr=config.embedding_lr, matrices=("dit.blocks", "encoder.block")
         )

@@ -103,7 +103,7 @@ class ControlStage:
         self.frozen = base if config.objective == "epsilon" else student
         self.data = encode_pairs(space, config.views, space.folder / "control-latents.pt")
         make = branch or partial(ControlNetTransformer, depth=space.shape.controlnet_depth)
-        self.model = make(self.frozen.dit).requires_grad_(True)
+        self.model = self.result = make(self.frozen.dit).requires_grad_(True)
         self.controlled = self.model.attached_to(self.frozen.dit)
         self.feedback = EdgeFeedback(space.vae, space.latents.config)
         self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(

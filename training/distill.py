@@ -53,6 +53,7 @@ class DistillStage:
         self.teacher = teacher
         self.student = copy.deepcopy(teacher.dit).requires_grad_(True)
         self.target = copy.deepcopy(teacher.dit).requires_grad_(False)
+        self.result = nn.ModuleDict({"student": self.student})
         self.model = nn.ModuleDict({"student": self.student, "target": self.target})
         self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
             self.model, config.loop.lr, embedding_lr=config.loop.lr, matrices=("student.blocks",)

@@ -54,7 +54,11 @@ class Stage(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """What is saved and averaged; the optimizers train those of its parameters that ask for a gradient."""
+        """What is saved; the optimizers train those of its parameters that ask for a gradient."""
+
+    @property
+    def result(self) -> nn.Module:
+        """The part of `model` whose moving average the stage results in, or all of it."""
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
@@ -64,7 +68,7 @@ class Stage(Protocol):
         """The loss of one fresh batch, and further figures for the log."""
 
     def averaged(self, average: Any) -> None:
-        """Called after each optimizer step with the moving average of `model`."""
+        """Called after each optimizer step with the moving average of `result`."""
 
     def samples(self, average: Any) -> Tensor:
         """Pictures [rows, columns, 3, H, W] in -1..1 that show how far the stage has come."""
@@ -133,13 +137,13 @@ def run(stage: Stage, config: LoopConfig, folder: Path, origin: Origin, *, log_e
     """Train `stage` for `config.steps` steps, resuming from `folder` if a checkpoint lies there.
 
     Returns:
-        The moving average of the stage's model, which is what later stages and the bundle use.
+        The moving average of the stage's result, which is what later stages and the bundle use.
 
     Raises:
         SystemExit: the checkpoint there is of another `origin`.
     """
     checkpoint = folder / "checkpoint.pt"
-    average = AveragedModel(stage.model, multi_avg_fn=moving_average(config.ema))
+    average = AveragedModel(stage.result, multi_avg_fn=moving_average(config.ema))
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
@@ -178,7 +182,7 @@ def run(stage: Stage, config: LoopConfig, folder: Path, origin: Origin, *, log_e
             for optimizer in stage.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            average.update_parameters(stage.model)
+            average.update_parameters(stage.result)
             stage.averaged(average.module)
             done = step + 1
             bar.update()

@@ -122,7 +122,7 @@ class VaeStage:
         self.vae, self.thumbnail = build(config, data.size), nn.Conv2d(4, 3, 1)
         if config.near_identity:
             soften_norms(self.vae)
-        self.model = nn.ModuleDict({"vae": self.vae, "thumbnail": self.thumbnail})
+        self.model = self.result = nn.ModuleDict({"vae": self.vae, "thumbnail": self.thumbnail})
         self.optimizers: Sequence[torch.optim.Optimizer] = muon_and_adamw(
             self.model, config.loop.lr, embedding_lr=config.loop.lr, matrices=("_blocks", "mid_block")
         )

@@ -64,6 +64,7 @@ class Control:
         self.schedule = NoiseSchedule(pixart.sampler)
         self.decoder = decoder
         self.model = place.hold(ControlNetTransformer(base, config.depth), torch.float32).requires_grad_(True)
+        self.result = self.model
         self.base = place.hold(base, place.half).requires_grad_(False)
         recompute(self.model.blocks)
         recompute(self.base.blocks)

@@ -52,6 +52,7 @@ class Distillation:
         recompute(self.student.blocks)
         self.target = place.hold(copy.deepcopy(teacher), torch.float32).requires_grad_(False)
         self.teacher = place.hold(teacher, place.half).requires_grad_(False)
+        self.result = nn.ModuleDict({"student": self.student})
         self.model = nn.ModuleDict({"student": self.student, "target": self.target})
         self.optimizers: Sequence[torch.optim.Optimizer] = [
             torch.optim.AdamW(self.student.parameters(), lr=config.loop.lr, weight_decay=0.0, fused=True)

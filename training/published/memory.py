@@ -102,7 +102,7 @@ def peak_bytes(kind: str, model: DiTConfig, batch: int, tokens: int = 120) -> in
         else:
             depth = min(ControlConfig.depth, model.depth - 1)
             stage = Control(pixart, DiT(model), none, data, ControlConfig(loop, depth), place)
-        average = copy.deepcopy(stage.model)
+        average = copy.deepcopy(stage.result)
         alive.peak = alive.bytes  # what making the modules took does not count
         for _ in range(2):
             _step(stage, data.draw(batch))
