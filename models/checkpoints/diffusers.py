@@ -21,6 +21,8 @@ FIXED = {
     "norm_eps": 1e-6,
     "attention_type": "default",
 }
+# The caption of an empty prompt, which published files keep: only guidance needs it, and diffusers does not load it.
+NULL_CAPTION = "caption_projection.y_embedding"
 
 
 def read_diffusers(folder: Path) -> Checkpoint:
@@ -51,7 +53,8 @@ def read_transformer(folder: Path) -> tuple[DiTConfig, StateDict, StateDict]:
     for name in ("proj_out.weight", "proj_out.bias"):
         if name in tensors:
             tensors[name] = drop_variance(tensors[name], config)
-    state = assemble(str(folder), tensors, DIFFUSERS.plan(config), expected_transformer(config))
+    plan, expected = DIFFUSERS.plan(config), expected_transformer(config)
+    state = assemble(str(folder), tensors, plan, expected, ignored=(NULL_CAPTION,))
     return config, select("dit.", state), select("projection.", state)
 
 

@@ -41,7 +41,10 @@ def transformer(**changes: Any) -> PixArtTransformer2DModel:
 def save_pipeline(folder: Path, **changes: Any) -> tuple[PixArtTransformer2DModel, T5EncoderModel, AutoencoderKL]:
     """A pipeline folder and the models in it; `changes` go into the transformer's configuration."""
     dit = transformer(**changes)
+    # Published files hold one tensor more than diffusers' module.
+    dit.caption_projection.register_buffer("y_embedding", torch.randn(120, CAPTION))
     dit.save_pretrained(folder / "transformer")
+    del dit.caption_projection.y_embedding
     t5, vae = save_components(folder, "text_encoder", "vae", "tokenizer")
     scheduler = LCMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
     scheduler.save_pretrained(folder / "scheduler")
