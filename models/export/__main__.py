@@ -1,6 +1,7 @@
 """Checkpoint to bundle: `python -m models.export --weights CHECKPOINT --out FOLDER …`; see docs/bundle.md."""
 
 import argparse
+import json
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +15,39 @@ from models.edges import SoftEdge
 from models.export.bundle import Card, export_bundle
 from models.export.modules import Parts
 
+NAME = r"[a-z0-9][a-z0-9._-]{0,63}"  # as the engine's manifest has it
+
 
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
     return int(match[1]), int(match[2])
+
+
+def _name(text: str) -> str:
+    if re.fullmatch(NAME, text) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not 1 to 64 of a-z, 0-9, dot, hyphen and underscore, a letter or digit first"
+        )
+    return text
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _refuse_another(out: Path, name: str, origin: str) -> None:
+    """Before any work: a bundle of the same name and origin is exported anew, another one is left alone."""
+    try:
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    found = (manifest.get("name"), manifest.get("origin")) if isinstance(manifest, dict) else ()
+    if found != (name, origin):
+        raise ValueError(f"{out} holds another bundle; choose another folder")
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -30,7 +58,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--components", help="T5, VAE and tokenizer for a .pth: a folder or hub id")
     parser.add_argument("--hed", type=Path, help="HED weights for the edge detector; without, soft edges")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder; a README.md there joins it")
-    parser.add_argument("--name", required=True, help="the model's name in the API")
+    parser.add_argument("--name", type=_name, required=True, help="the model's name in the API")
     parser.add_argument("--licence", required=True, help="licence of the weights, an SPDX expression")
     parser.add_argument("--origin", required=True, help="where the weights come from")
     parser.add_argument(
@@ -40,7 +68,7 @@ def _arguments() -> argparse.ArgumentParser:
         default=[],
         help="an allowed image size, e.g. 128x128; the first is the default",
     )
-    parser.add_argument("--max-batch", type=int, default=8, help="samples in one call, at most (default 8)")
+    parser.add_argument("--max-batch", type=_batch, default=8, help="samples in one call, at most (default 8)")
     return parser
 
 
@@ -53,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = _arguments().parse_args(arguments)
     card = Card(args.name, args.licence, args.origin, tuple(args.size), args.max_batch)
     try:
+        _refuse_another(args.out, args.name, args.origin)
         checkpoint = load_checkpoint(
             args.weights, controlnet=args.controlnet, lora=args.lora, components=args.components
         )

@@ -1,6 +1,5 @@
 """Write a bundle: weights once, one graph a module, the tokenizer, and a manifest that vouches for all of it."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ import torch
 from models.config import PixArtConfig, to_json
 from models.export.graph import ModulePlan, write_graph
 from models.export.modules import Parts, plan_modules
+from models.export.source import sha256_of
 from models.export.weights import save_weights
 
 FORMAT_VERSION = 1
@@ -114,5 +114,4 @@ def _module(plan: ModulePlan, weights: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}

@@ -6,9 +6,9 @@ calibrated with, stay in float32. The text encoder's matrices are stored in 8 bi
 """
 
 import argparse
-import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ import onnx_ir as ir
 import onnxscript.optimizer
 from onnx import ModelProto, NodeProto
 
-from models.config import from_json
 from models.export.calibration import Calibration, GraphPipeline, Inputs, session
+from models.export.source import read_bundle, sha256_of
 from models.export.weights8 import compress_weights
 
 log = logging.getLogger(__name__)
@@ -57,36 +57,38 @@ class Report:
 def quantize_bundle(bundle: Path, out: Path, prompts: Sequence[str], max_error: float) -> list[Report]:
     """Write the variant of `bundle` to the folder `out`, which must be new or empty.
 
-    The manifest is written last, so what an interruption leaves behind is no bundle.
+    It grows in the folder `OUT.part`, so what an interruption leaves behind is in nobody's way.
 
     Raises:
-        ValueError: `bundle` is not one, `out` has files, or the prompts are too few.
+        ValueError: `bundle` is not one or is damaged, `out` has files or is a mount point, or the prompts are too few.
         OSError: a file cannot be read or written.
     """
+    if out.is_mount():  # nothing can be renamed to it
+        raise ValueError(f"{out} is a mount point; name a folder in it")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty")
     if len(prompts) < 2:
         raise ValueError("at least two prompts are needed: one to calibrate with and one to judge by")
-    try:
-        manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-        config = from_json(manifest["model"])
-        size = manifest["images"]["default"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{bundle} is not a bundle ({error})") from error
+    manifest, config, size = read_bundle(bundle)
+    final = out.resolve()
+    part = final.with_name(f"{final.name}.part")
+    if part.exists():
+        shutil.rmtree(part)
     for name in manifest["files"]:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle / name, out / name)
-    pipeline = GraphPipeline(bundle, config, (size["width"], size["height"]))
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle / name, part / name)
+    pipeline = GraphPipeline(bundle, config, size)
     reports = []
     for name in DENOISERS:
         if name in manifest["modules"]:
             recorded = pipeline.record(name, prompts, STEPS)
-            reports.append(_quantize_denoiser(bundle / f"{name}.onnx", out, recorded, max_error))
+            reports.append(_quantize_denoiser(bundle / f"{name}.onnx", part, recorded, max_error))
             manifest["modules"][name]["weights"] = [f"weights/{name}.int8.bin"]
     weights = "weights/text_encoder.int8.bin"
-    compress_weights(bundle / "text_encoder.onnx", out / "text_encoder.onnx", weights)
+    compress_weights(bundle / "text_encoder.onnx", part / "text_encoder.onnx", weights)
     manifest["modules"]["text_encoder"]["weights"].append(weights)
-    _finish(manifest, out)
+    _finish(manifest, part)
+    os.replace(part, final)
     return reports
 
 
@@ -214,9 +216,7 @@ def _finish(manifest: dict[str, Any], out: Path) -> None:
         (out / name).unlink()
     manifest["files"] = {}
     for name in sorted(keep):
-        with (out / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        manifest["files"][name] = {"sha256": digest, "bytes": (out / name).stat().st_size}
+        manifest["files"][name] = {"sha256": sha256_of(out / name), "bytes": (out / name).stat().st_size}
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     (out / "manifest.json").write_text(text, encoding="utf-8")
 

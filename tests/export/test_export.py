@@ -1,18 +1,22 @@
 """What an export refuses, and that the same model gives the same bytes."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
+from engine.manifest import Manifest
 from models.checkpoints import CheckpointError
 from models.export import Card, export_bundle
+from models.export.__main__ import main as export
 from models.export.graph import MAX_INLINE_BYTES, ModulePlan, TensorPlan, write_graph
 from models.export.modules import plan_modules
 from models.export.weights import WeightIndex, save_weights
-from tests.export.tiny import tiny_parts, write_tokenizer
+from tests.export.tiny import tiny_bundle, tiny_parts, write_tokenizer
 
 ROWS = (TensorPlan("x", "float32", ("B", 4)),)
 OUT = (TensorPlan("y", "float32", ("B", 4)),)
@@ -80,3 +84,35 @@ def test_without_a_control_branch_there_are_no_control_modules() -> None:
     bare = replace(parts, controlnet=None, edge_detector=None)
     assert [plan.name for plan in plan_modules(bare)] == ["text_encoder", "denoiser", "vae_decoder"]
     assert set(bare.weight_files()) == {f"weights/{name}.safetensors" for name in ("text_encoder", "dit", "vae")}
+
+
+EXPORT = ["--licence", "Apache-2.0", "--origin", "random weights", "--weights", "/nowhere/checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["", "Tiny", "-tiny", "a/b", "a" * 65, "tiny\n"])
+def test_a_name_that_no_manifest_may_have_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(ValidationError):
+        Manifest.model_validate({"name": name})
+    with pytest.raises(SystemExit) as end:
+        export([*EXPORT, "--out", str(tmp_path / "out"), f"--name={name}"])
+    assert end.value.code == 2 and "--name: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch", ["0", "-1", "two"])
+def test_a_batch_below_one_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str], batch: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        export([*EXPORT, "--out", str(tmp_path / "out"), "--name", "tiny", f"--max-batch={batch}"])
+    assert end.value.code == 2 and "--max-batch: " in capsys.readouterr().err
+
+
+def test_another_bundle_is_left_alone(tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle()[1], tmp_path / "bundle")
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(SystemExit, match="bundle holds another bundle; choose another folder"):
+        export([*EXPORT, "--out", str(bundle), "--name", "other"])
+    # The same model may be exported anew, so this gets as far as its checkpoint.
+    with pytest.raises(SystemExit, match=r"/nowhere/checkpoint: is no file"):
+        export([*EXPORT, "--out", str(bundle), "--name", "tiny"])
+    assert (bundle / "manifest.json").read_bytes() == before

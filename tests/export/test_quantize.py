@@ -1,6 +1,11 @@
 """The 8-bit variant: what is calibrated with, what is written, and that two runtimes load it and agree on it."""
 
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -95,6 +100,75 @@ def test_a_place_that_is_taken_and_a_folder_that_is_no_bundle_are_refused(tmp_pa
     arguments = ["--bundle", str(tiny_bundle()[1]), "--out", str(tmp_path / "new")]
     with pytest.raises(SystemExit, match="at least two prompts"):
         quantize.main([*arguments, "--prompts", str(tmp_path / "one.txt")])
+
+
+def damaged(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of the tiny bundle in `folder`, whose manifest was changed."""
+    shutil.copytree(tiny_bundle()[1], folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../kept.txt", "weights/../../kept.txt", "/etc/hostname", "./tokenizer.json", ""])
+def test_a_file_outside_the_bundle_is_neither_copied_nor_removed(tmp_path: Path, name: str) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    entry = {"sha256": hashlib.sha256(b"mine").hexdigest(), "bytes": 4}
+    bundle = damaged(tmp_path / "bundle", lambda manifest: manifest["files"].update({name: entry}))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit, match="is not a plain path inside the bundle"):
+        quantize.main(["--bundle", str(bundle), "--out", str(tmp_path / "out" / "variant")])
+    assert kept.read_text() == "mine" and list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda manifest: manifest.pop("files"), "is not a bundle"),
+        (lambda manifest: manifest.update(files=["tokenizer.json"]), "is not a bundle"),
+        (lambda manifest: manifest["modules"]["denoiser"].update(weights=["../kept"]), r"'\.\./kept' is not among"),
+        (lambda manifest: manifest["files"]["denoiser.onnx"].update(sha256="0" * 64), r"denoiser\.onnx was changed"),
+        (lambda manifest: manifest["files"].update(other={"sha256": "0" * 64}), "other is missing"),
+    ],
+)
+def test_a_damaged_bundle_is_not_vouched_for(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], problem: str
+) -> None:
+    bundle = damaged(tmp_path / "bundle", change)
+    with pytest.raises(SystemExit, match=problem):
+        quantize.main(["--bundle", str(bundle), "--out", str(tmp_path / "variant")])
+    assert not (tmp_path / "variant").exists()
+
+
+def test_an_interrupted_run_does_not_stand_in_the_next_ones_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "variant"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def plain(graph: Path, folder: Path, recorded: object, max_error: float) -> quantize.Report:
+        """The denoiser as it is: quantising takes minutes, and is not what this is about."""
+        assert not (folder / "stale").exists()
+        model = onnx.load(folder / graph.name)
+        weights = f"weights/{graph.stem}.int8.bin"
+        onnx.save_model(model, folder / graph.name, save_as_external_data=True, location=weights, size_threshold=1024)
+        return quantize.Report(graph.stem, 0, (), 0.0, 0.0)
+
+    monkeypatch.setattr("models.export.weights8.MIN_ELEMENTS", 512)
+    monkeypatch.setattr(quantize, "_quantize_denoiser", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        quantize.quantize_bundle(tiny_bundle()[1], out, PROMPTS, 1.0)
+    assert not out.exists()
+    (tmp_path / "variant.part" / "stale").touch()
+    monkeypatch.setattr(quantize, "_quantize_denoiser", plain)
+    out.mkdir()
+    quantize.quantize_bundle(tiny_bundle()[1], out, PROMPTS, 1.0)
+    assert Bundle.load(out).manifest.controllable
+    assert [path.name for path in tmp_path.iterdir()] == ["variant"]
 
 
 def relative(runner_name: str, bundle: Bundle, folder: Path, name: ModuleName) -> float:
