@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 FORMAT_VERSION = 1
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 DType = Literal["float32", "int64", "bool", "uint8"]
 ModuleName = Literal["text_encoder", "denoiser", "denoiser_control", "vae_decoder", "vae_encoder", "edge_detector"]
@@ -144,7 +145,7 @@ class Manifest(_Part):
     """The whole of `manifest.json`. docs/bundle.md explains each field."""
 
     format_version: Literal[1]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     licence: str = Field(min_length=1)
     origin: str = Field(min_length=1)
     model: Annotated[dict[str, JsonValue], Field(min_length=1)]

@@ -3,9 +3,9 @@
 import hashlib
 import importlib
 import json
+import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from engine.backends import CompileError
 from engine.bundle import MANIFEST, Bundle, BundleError
 from engine.compile import PACKAGES, CompilePlan, ModuleReport, compile_bundle
 from engine.profiles import ProfileError, make_profiles, parse_profile
+from server.bar import Bar
 from server.settings import DEMO_BUNDLE
 
 ENGINES = "engines"
@@ -39,7 +40,7 @@ class CompileRequest:
     lora: Path | None = None
     components: str | None = None
     name: str | None = None
-    licence: str = "LicenseRef-unknown"
+    licence: str | None = None
     threads: int = 0
 
 
@@ -49,6 +50,7 @@ def compile_model(request: CompileRequest, say: Callable[[str], None]) -> list[M
     Raises:
         BundleError, CompileError: what cannot be done, and what to do; finished modules stay.
     """
+    _refuse_idle_options(request)
     bundle = (_eight_bit if request.precision == INT8 else _bundle)(request, say)
     try:
         profiles = tuple(make_profiles(bundle.manifest, request.profiles, request.max_batch))
@@ -58,7 +60,7 @@ def compile_model(request: CompileRequest, say: Callable[[str], None]) -> list[M
     precision = "auto" if request.precision == INT8 else request.precision
     plan = CompilePlan(request.backend, precision, profiles, folder, request.targets, request.threads)
     reports = []
-    with _Bar() as bar:
+    with Bar() as bar:
         for report in compile_bundle(bundle, plan, _typed_graph, bar.show):
             reports.append(report)
             bar.clear()
@@ -66,6 +68,27 @@ def compile_model(request: CompileRequest, say: Callable[[str], None]) -> list[M
             say(f"{report.module} {done}")
     _write_report(folder / f"report-{request.backend}-{request.precision}.json", request, reports)
     return reports
+
+
+def _refuse_idle_options(request: CompileRequest) -> None:
+    """An option that changes nothing would be taken for one that did.
+
+    Raises:
+        CompileError: naming the option.
+    """
+    if request.backend not in PACKAGES and request.targets:
+        raise CompileError(f"--target: {request.backend} compiles for this machine alone")
+    folder = _bundle_folder(request.model)
+    if folder is None:
+        return
+    complete = {**_parts(request), "--name": request.name, "--licence": request.licence}
+    for option, value in complete.items():
+        if value is not None:
+            raise CompileError(f"{option}: {folder} is a bundle, which is complete; give the checkpoint as --model")
+    if request.backend not in PACKAGES:
+        for option, given in (("--profile", request.profiles), ("--max-batch", request.max_batch)):
+            if given:
+                raise CompileError(f"{option}: {request.backend} compiles a bundle for all sizes that it allows")
 
 
 def table(reports: Sequence[ModuleReport]) -> str:
@@ -123,9 +146,6 @@ def _bundle(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
     folder = _bundle_folder(request.model)
     if folder is None:
         return _export(request, say)
-    for option, value in _parts(request).items():
-        if value is not None:
-            raise CompileError(f"{option}: {folder} is a bundle, which is complete; give the checkpoint as --model")
     say(f"checking the bundle {folder}")
     bundle = Bundle.load(folder)
     if request.out is None or request.out.resolve() == folder.resolve():
@@ -185,18 +205,28 @@ def _bundle_folder(model: str) -> Path | None:
 
 
 def _copy(bundle: Bundle, target: Path) -> None:
-    """Copy the bundle's files, the manifest last, unless they are there already."""
+    """Copy the bundle's files, unless they are there already.
+
+    They are collected in the folder `TARGET.part`, so what an interruption leaves behind is in nobody's way.
+    """
     manifest = target / MANIFEST
     if manifest.is_file():
         if manifest.read_bytes() == bundle.path(MANIFEST).read_bytes():
             return
         raise CompileError(f"{target} holds another bundle; choose an empty folder, or give that one as --model")
+    if target.is_mount():  # nothing can be renamed to it
+        raise CompileError(f"{target} is a mount point; name a folder in it")
     if target.is_dir() and any(target.iterdir()):
         raise CompileError(f"{target} holds other files; choose an empty folder")
+    final = target.resolve()
+    part = final.with_name(f"{final.name}.part")
+    if part.exists():
+        shutil.rmtree(part)
     for name in (*bundle.manifest.files, MANIFEST):
-        source, copy = bundle.path(name), target / name
+        copy = part / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
+        shutil.copyfile(bundle.path(name), copy)
+    os.replace(part, final)
 
 
 def _export(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
@@ -219,9 +249,9 @@ def _export(request: CompileRequest, say: Callable[[str], None]) -> Bundle:
 
 
 def _export_arguments(request: CompileRequest, out: Path) -> list[str]:
-    name = request.name or re.sub(r"[^a-z0-9._-]+", "-", Path(request.model).stem.lower()).strip("-._") or "model"
-    arguments = ["--weights", request.model, "--out", str(out), "--name", name, "--licence", request.licence]
-    arguments += ["--origin", request.model]
+    name = request.name or re.sub(r"[^a-z0-9._-]+", "-", Path(request.model).stem.lower()).strip("-._")[:64] or "model"
+    arguments = ["--weights", request.model, "--out", str(out), "--name", name]
+    arguments += ["--licence", request.licence or "LicenseRef-unknown", "--origin", request.model]
     for option, value in _parts(request).items():
         if value is not None:
             arguments += [option, str(value)]
@@ -255,35 +285,3 @@ def _recorded(out: Path) -> Any:
         return json.loads((out / EXPORT_RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-class _Bar:
-    """A progress bar at a terminal, naming module and phase; nothing where nobody watches."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> "_Bar":
-        if sys.stderr.isatty():
-            try:
-                tqdm = importlib.import_module("tqdm").tqdm
-                self._bar = tqdm(total=1.0, bar_format="{desc:<60} |{bar:20}| {elapsed}", leave=False, file=sys.stderr)
-            except ImportError:
-                self._bar = None  # the extra that brings it is not installed; compiling may not need the rest of it
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, module: str, phase: str, done: float) -> None:
-        """Show where the compilation of `module` is."""
-        if self._bar is not None:
-            self._bar.set_description_str(f"{module}: {phase}"[:60], refresh=False)
-            self._bar.n = done
-            self._bar.refresh()
-
-    def clear(self) -> None:
-        """Make room for a line."""
-        if self._bar is not None:
-            self._bar.clear()

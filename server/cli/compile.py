@@ -1,8 +1,10 @@
 """`pixart compile`: engines ahead of time, for this machine's processor or for a GPU that is elsewhere."""
 
 import argparse
+import re
 from pathlib import Path
 
+from engine.manifest import NAME
 from server.progress import progress
 from server.settings import Settings
 
@@ -26,11 +28,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="fp16 for TensorRT, else what `serve` takes by itself; int8: an 8-bit variant, not for TensorRT",
     )
     parser.add_argument("--profile", default="", help="sizes to compile for, e.g. 512,1024 or 640x384 (the bundle's)")
-    parser.add_argument("--max-batch", type=int, help="samples in one call, at most (the bundle's, or 8)")
+    parser.add_argument("--max-batch", type=_batch, help="samples in one call, at most (the bundle's, or 8)")
     parser.add_argument("--target", default="", help="GPUs to compile for, e.g. sm80,sm89 (this machine's)")
     parser.add_argument("--out", type=Path, help="the bundle's folder (where it is; needed for a checkpoint)")
-    parser.add_argument("--name", help="the model's name in the API (from --model)")
-    parser.add_argument("--licence", default="LicenseRef-unknown", help="licence of a checkpoint's weights, SPDX")
+    parser.add_argument("--name", type=_name, help="the model's name in the API (from --model)")
+    parser.add_argument("--licence", help="licence of a checkpoint's weights, SPDX (LicenseRef-unknown)")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> None:
@@ -59,6 +61,20 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
         threads=settings.threads,
     )
     print(table(compile_model(request, progress)))
+
+
+def _name(text: str) -> str:
+    if re.fullmatch(NAME, text) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not 1 to 64 of a-z, 0-9, dot, hyphen and underscore, a letter or digit first"
+        )
+    return text
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def _list(text: str) -> tuple[str, ...]:

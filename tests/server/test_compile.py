@@ -1,10 +1,12 @@
 """`pixart compile`: real compilations by `tensorrt_rtx` for GPUs that are not here, and everything it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 
 import numpy as np
 import onnx
@@ -29,6 +31,7 @@ from models.checkpoints import build, load_checkpoint
 from models.controlnet import ControlNetTransformer
 from models.hed import HED
 from models.pipeline import Pipeline as TorchPipeline
+from server.cli import main
 from server.compile import CompileRequest, compile_model, table
 from server.settings import DEMO_BUNDLE
 from tests.checkpoints.published import randomise, save_pipeline
@@ -157,7 +160,12 @@ def test_openvino_compiles_into_the_cache_that_serving_reads(tmp_path: Path) -> 
             r"^tensorrt_rtx finds no GPU to compile for \(.*\); name one with --target",
         ),
         ({"backend": "tensorrt"}, r"^tensorrt cannot be loaded .*; install it with: pip install"),
-        ({"backend": "onnxruntime"}, r"^onnxruntime runs float32 graphs in f32"),
+        ({"backend": "onnxruntime", "targets": (), "max_batch": None}, r"^onnxruntime runs float32 graphs in f32"),
+        ({"backend": "onnxruntime"}, r"^--target: onnxruntime compiles for this machine alone$"),
+        ({"backend": "openvino", "targets": ()}, r"^--max-batch: openvino compiles a bundle for all sizes"),
+        ({"backend": "openvino", "targets": (), "profiles": ("128",)}, r"^--profile: openvino compiles a bundle for"),
+        ({"name": "foo"}, r"^--name: .* is a bundle, which is complete"),
+        ({"licence": "MIT"}, r"^--licence: .* is a bundle, which is complete"),
         ({"precision": "int8"}, r"^int8 is for openvino and onnxruntime; compile for TensorRT in fp16"),
         ({"controlnet": Path("c.pth")}, r"^--controlnet: .* is a bundle, which is complete"),
         ({"hed": Path("hed.h5")}, r"^--hed: .* is a bundle, which is complete"),
@@ -171,6 +179,44 @@ def test_what_cannot_be_compiled_is_refused_in_one_sentence(
     with pytest.raises(CompileError, match=problem):
         compile_model(request, quiet)
     assert not list((tmp_path / "bundle").glob("engines/*.engine"))
+
+
+def test_an_interrupted_copy_does_not_stand_in_the_next_ones_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, copied = tmp_path / "bundle", list[str]()
+
+    def interrupted(source: Path, copy: Path) -> Path:
+        copied.append(copy.name)
+        if len(copied) == 3:
+            raise KeyboardInterrupt
+        return Path(copyfile(source, copy))
+
+    monkeypatch.setattr(shutil, "copyfile", interrupted)
+    request = CompileRequest("emoji", "onnxruntime", "fp32", out=out, threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        compile_model(request, quiet)
+    assert not out.exists()
+    (tmp_path / "bundle.part" / "stale").touch()
+    compile_model(request, quiet)
+    assert Bundle.load(out).manifest == Bundle.load(DEMO_BUNDLE).manifest
+    assert not (out / "stale").exists() and [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_another_bundle_is_left_alone(tmp_path: Path) -> None:
+    save_pipeline(tmp_path / "published")
+    out = shutil.copytree(DEMO_BUNDLE, tmp_path / "bundle")
+    request = CompileRequest(str(tmp_path / "published"), "openvino", "fp32", ("64",), 2, out=out)
+    with pytest.raises(CompileError, match="holds another bundle; choose another folder"):
+        compile_model(request, quiet)
+    assert Bundle.load(out).manifest.name == "emoji"
+
+
+@pytest.mark.parametrize("option", ["--name=No", "--max-batch=0", "--max-batch=many"])
+def test_an_impossible_option_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["compile", "--model", "emoji", "--backend", "openvino", option])
+    assert end.value.code == 2 and option.partition("=")[0] in capsys.readouterr().err
 
 
 def test_a_checkpoint_needs_a_place_and_has_to_be_pixarts(tmp_path: Path) -> None:
