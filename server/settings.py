@@ -178,7 +178,7 @@ class Settings:
         """The backend that these settings ask for.
 
         Raises:
-            SettingsError: its runtime is not installed.
+            SettingsError: its runtime is not installed, or lacks the device or the precision.
         """
         return _create(self.backend, self._options())
 
@@ -198,6 +198,8 @@ def _create(name: str, options: BackendOptions) -> Backend:
         return create(name, options)
     except ImportError as error:
         raise SettingsError(f"{PREFIX}BACKEND: {name} is not installed ({error})") from error
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}BACKEND {name}: {error}") from error
 
 
 def variable(name: str) -> str:

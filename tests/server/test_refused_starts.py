@@ -26,6 +26,23 @@ def test_a_backend_that_is_not_installed_is_named(pixart: Any, tiny_bundle: Path
     assert "PIXART_BACKEND: onnxruntime is not installed" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "onnxruntime", "--precision", "bf16"], "onnxruntime runs float32 graphs in f32, not in bf16"),
+        (["--backend", "openvino", "--devices", "ABACUS"], "device ABACUS: OpenVINO finds "),
+        (["--backend", "tensorrt_rtx", "--devices", "GPU.1"], "device 'GPU.1' is not cuda or cuda:<number>"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve --port 0", "generate apple", "doctor"])
+def test_what_a_backend_does_not_have_is_said_in_one_line(
+    pixart: Any, tiny_bundle: Path, command: str, arguments: list[str], message: str
+) -> None:
+    done = pixart(*command.split(), "--bundle", str(tiny_bundle), *arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and message in done.stderr.splitlines()[-1]
+
+
 @pytest.fixture
 def copied_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
