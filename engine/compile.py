@@ -1,5 +1,6 @@
 """Compile every module of a bundle for a backend, ahead of time; what is compiled already is kept."""
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -7,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.backends import BackendOptions, CompileError, Source, create
-from engine.backends.base import Precision
+from engine.backends.base import Keeping, Precision
 from engine.backends.tensorrt.build import EngineOptions, build_engine, engine_key
 from engine.backends.tensorrt.package import PackageName
-from engine.backends.tensorrt.record import EngineRecord, EngineStore
+from engine.backends.tensorrt.record import EngineRecord, EngineRefused, EngineStore
 from engine.bundle import Bundle
 from engine.manifest import ModuleName
 from engine.profiles import ShapeProfile
@@ -44,7 +45,8 @@ class CompilePlan:
 class ModuleReport:
     """What became of a module. Memory is in bytes, and absent where the backend does not tell.
 
-    `files` are those that were written, for OpenVINO one for each usual number of samples; `bytes` is their length.
+    `files` are those that hold it, for OpenVINO one for each usual number of samples; `bytes` is their length.
+    `reused` says that all of them were there already.
     `inputs` and `outputs` are, by name, the type and for each profile the smallest, most usual and largest shape.
     """
 
@@ -78,9 +80,10 @@ def compile_bundle(
         try:
             yield _compile_module(name, source, plan, typed_graph, progress)
         except OSError as error:
+            advice = "; make room and run the same command again, which keeps the finished modules"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise CompileError(
-                f"{name}: cannot be written to {plan.folder} ({error.strerror or error}); make room and run the same "
-                "command again, which keeps the finished modules"
+                f"{name}: cannot be written to {plan.folder} ({error.strerror or error}){advice if full else ''}"
             ) from error
 
 
@@ -93,7 +96,10 @@ def _compile_module(
     key = engine_key(source, options)
     store = EngineStore(plan.folder)
     engine = store.path(source.graph.stem, plan.backend, plan.precision)
-    record = store.record(engine)
+    try:
+        record = store.record(engine)
+    except EngineRefused as refusal:
+        raise CompileError(f"{name}: {refusal}") from refusal
     reused = record is not None and record.key == key and store.is_whole(engine, record)
     if record is None or not reused:
         try:
@@ -135,17 +141,10 @@ def _with_adapter(name: str, source: Source, plan: CompilePlan) -> ModuleReport:
         raise CompileError(f"{plan.backend} is not installed ({error}); install the package {plan.backend}") from error
     except ValueError as error:
         raise CompileError(str(error)) from error
-    before = _files(plan.folder)
     start = time.perf_counter()
     backend.compile(source)
     seconds = time.perf_counter() - start
-    mine = f"{plan.backend}-{source.graph.stem}-"
-    after = {path: size for path, size in _files(plan.folder).items() if path.name.startswith(mine)}
-    new = {path: size for path, size in after.items() if path not in before}
-    # Compiled modules of other settings may lie here too; one that was there already is not named.
-    files = tuple(sorted(path.name for path in new))
-    return ModuleReport(name, files, sum(new.values()), round(seconds, 3), reused=bool(after) and not new)
-
-
-def _files(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_size for path in folder.glob("*.blob")} if folder.is_dir() else {}
+    kept = backend.kept if isinstance(backend, Keeping) else {}
+    size = sum(path.stat().st_size for path in kept)
+    files = tuple(sorted(path.name for path in kept))
+    return ModuleReport(name, files, size, round(seconds, 3), reused=bool(kept) and not any(kept.values()))

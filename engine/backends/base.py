@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,14 @@ class Backend(Protocol):
             CompileError: the runtime refuses the graph.
         """
         ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A runtime that keeps what it compiles. `kept` are the files of its modules: true those that it wrote anew."""
+
+    @property
+    def kept(self) -> Mapping[Path, bool]: ...
 
 
 class CompileError(Exception):

@@ -14,10 +14,14 @@ _DIGEST_BYTES = 32
 
 
 class BlobCache:
-    """Files `<name>-<key>.blob` in one folder, readable by their owner alone: SHA-256 of the rest, then the rest."""
+    """Files `<name>-<key>.blob` in one folder, readable by their owner alone: SHA-256 of the rest, then the rest.
+
+    `kept` are those that were read (false) or written (true).
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.kept: dict[Path, bool] = {}
 
     def path(self, name: str, parts: tuple[str, ...]) -> Path:
         """The file of what `parts` determine completely; `name` is there for people."""
@@ -45,6 +49,7 @@ class BlobCache:
             log.warning("compiled module %s is damaged; compiling anew", path)
             self.drop(path)
             return None
+        self.kept[path] = False
         return body
 
     def write(self, path: Path, body: bytes) -> None:
@@ -57,6 +62,7 @@ class BlobCache:
                     file.write(hashlib.sha256(body).digest())
                     file.write(body)
                 os.replace(temporary, path)
+                self.kept[path] = True
             except BaseException:
                 with suppress(OSError):
                     os.unlink(temporary)
@@ -66,5 +72,6 @@ class BlobCache:
 
     def drop(self, path: Path) -> None:
         """Remove a file that turned out to be useless."""
+        self.kept.pop(path, None)
         with suppress(OSError):
             path.unlink()

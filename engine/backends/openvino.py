@@ -3,7 +3,9 @@
 import io
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,11 @@ class OpenVINOBackend:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._one_thread = options.device == "CPU" and min(options.threads or cores, cores) == 1
         self._cache = BlobCache(options.cache) if options.cache else None
+
+    @property
+    def kept(self) -> Mapping[Path, bool]:
+        """See `engine.backends.base.Keeping`."""
+        return self._cache.kept if self._cache else {}
 
     def _check(self, options: BackendOptions) -> None:
         """Refuse a device that is not there; say when a precision will be slower than it sounds."""

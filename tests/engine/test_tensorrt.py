@@ -1,5 +1,7 @@
 """The TensorRT runtime's own logic, on a fake GPU (tests/engine/fake_gpu.py): bindings, buffers, graphs, refusals."""
 
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +206,23 @@ def test_a_missing_or_damaged_engine_is_never_loaded(bench: Bench) -> None:
         path.with_suffix(".json").write_bytes(record)
         with pytest.raises(CompileError, match="there is no engine"):
             bench.load()
+
+
+def test_an_unreadable_record_is_not_taken_for_none(bench: Bench) -> None:
+    record = EngineStore(bench.folder).path("denoiser", "tensorrt_rtx", "fp16").with_suffix(".json")
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(CompileError, match=r"denoiser-tensorrt_rtx-fp16\.json cannot be read \(Is a directory\)"):
+        bench.load()
+
+
+def test_an_engine_may_be_read_by_whoever_may_read_other_files(bench: Bench) -> None:
+    before = os.umask(0o027)
+    try:
+        path = bench.write(bench.key)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(file.stat().st_mode) for file in (path, path.with_suffix(".json"))] == [0o640, 0o640]
 
 
 def test_an_engine_with_other_tensors_or_none_at_all_is_refused(bench: Bench) -> None:

@@ -1,6 +1,8 @@
 """`pixart compile`: real compilations by `tensorrt_rtx` for GPUs that are not here, and everything it refuses."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -139,7 +141,9 @@ def test_openvino_compiles_into_the_cache_that_serving_reads(tmp_path: Path) -> 
         "vae_decoder": 1,
     }
     before = sorted(path.stat().st_mtime_ns for path in (folder / "engines").glob("*.blob"))
-    assert all(report.reused for report in compile_model(request, quiet))
+    again = compile_model(request, quiet)
+    assert all(report.reused for report in again)
+    assert [(report.files, report.bytes) for report in again] == [(report.files, report.bytes) for report in first]
     bundle = Bundle.load(folder)
     pipeline = Pipeline(bundle, create("openvino", BackendOptions(threads=1, cache=folder / "engines")), BATCHES)
     assert sorted(path.stat().st_mtime_ns for path in (folder / "engines").glob("*.blob")) == before
@@ -362,6 +366,29 @@ list(compile_bundle(bundle, plan, lambda *_: graph, lambda *_: None))
 """
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False), (errno.EROFS, False)],
+)
+def test_only_a_full_disk_wants_room(tmp_path: Path, number: int, advice: bool) -> None:
+    def graph(path: Path, precision: str) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    edges = only(Bundle.load(DEMO_BUNDLE), "edge_detector")
+    with pytest.raises(CompileError, match=r"^edge_detector: cannot be written to ") as caught:
+        list(compile_bundle(edges, plan(tmp_path), graph, lambda *_: None))
+    assert os.strerror(number) in str(caught.value) and ("make room" in str(caught.value)) == advice
+
+
+def test_a_record_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "edge_detector-tensorrt_rtx-fp16.json").mkdir()
+    edges = only(Bundle.load(DEMO_BUNDLE), "edge_detector")
+    with pytest.raises(
+        CompileError, match=r"^edge_detector: edge_detector-.*\.json cannot be read \(Is a directory\)$"
+    ):
+        list(compile_bundle(edges, plan(tmp_path), lambda *_: b"", lambda *_: None))
+
+
 def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path) -> None:
     """The limit on a file's size stands for the disk's: either way, a write fails half way."""
     from models.export.half import typed_graph
@@ -372,5 +399,5 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()[-1]
-    assert "edge_detector: cannot be written to" in message and "make room and run the same command again" in message
+    assert "edge_detector: cannot be written to" in message and "(File too large)" in message
     assert list(folder.iterdir()) == []

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -64,13 +64,20 @@ class EngineStore:
         return self.folder / f"{module}-{package}-{precision}.engine"
 
     def record(self, engine: Path) -> EngineRecord | None:
-        """The record of an engine; None if there is none, or none that can be understood."""
+        """The record of an engine; None if there is none, or none that can be understood.
+
+        Raises:
+            EngineRefused: there is one that cannot be read.
+        """
+        path = _record_path(engine)
         try:
-            with _record_path(engine).open("rb") as file:
+            with path.open("rb") as file:
                 data = json.loads(file.read(MAX_RECORD_BYTES))
             return _parse(data)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
+        except OSError as error:
+            raise EngineRefused(f"{path.name} cannot be read ({error.strerror})") from error
 
     def is_whole(self, engine: Path, record: EngineRecord) -> bool:
         """Whether the engine is the very file that the record describes."""
@@ -102,36 +109,16 @@ class EngineStore:
             OSError: the disk is full, or the folder cannot be written; nothing is left behind.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                writer = EngineWriter(file)
-                yield writer
-                writer.finish()
+        with _replacing(engine) as file:
+            writer = EngineWriter(file)
+            yield writer
+            if writer.record is None:
+                raise ValueError("the engine's record was not set")
             # A record without its engine is refused by its hash; an engine without its record is not looked at.
             with suppress(FileNotFoundError):
                 _record_path(engine).unlink()
-            os.replace(temporary, engine)
-            self._write_record(engine, writer)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-    def _write_record(self, engine: Path, writer: "EngineWriter") -> None:
-        if writer.record is None:
-            raise ValueError("the engine's record was not set")
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(json.dumps(asdict(writer.record), indent=1).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, _record_path(engine))
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with _replacing(_record_path(engine)) as file:
+            file.write(json.dumps(asdict(writer.record), indent=1).encode() + b"\n")
 
 
 class EngineWriter:
@@ -159,10 +146,24 @@ class EngineWriter:
         """Of all that was written."""
         return self._hash.hexdigest()
 
-    def finish(self) -> None:
-        """Bring everything to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when it is complete and on the disk, and is gone if it never is.
+
+    Whoever may read files of this process may read it: engines are served by another user than compiles them.
+    """
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.part")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _record_path(engine: Path) -> Path:
