@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from engine.manifest import FORMAT_VERSION, Manifest, ModuleName, ModuleSpec
+from engine.manifest_checks import contradictions
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -95,12 +96,15 @@ def _read_manifest(path: Path) -> Manifest:
             f"{MANIFEST}: format_version", f"is {version}; this program reads up to {FORMAT_VERSION}, so update it"
         )
     try:
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         problem = first["msg"].removeprefix("Value error, ")
         raise BundleError(f"{MANIFEST}: {field}" if field else MANIFEST, problem) from error
+    for field, problem in contradictions(manifest):
+        raise BundleError(f"{MANIFEST}: {field}", problem)
+    return manifest
 
 
 def _verify(root: Path, manifest: Manifest) -> None:

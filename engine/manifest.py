@@ -7,6 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 FORMAT_VERSION = 1
+# Beyond any model that there is, and within what a machine can hold: a wrong number is refused, not allocated for.
+MAX_SIDE = 8192  # pixels
+MAX_TOKENS = 4096
+MAX_TIMESTEPS = 100_000
+MAX_WIDTH = 65_536
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 DType = Literal["float32", "int64", "bool", "uint8"]
@@ -33,7 +38,7 @@ def parse_dimension(text: str) -> tuple[int, str]:
 class _Part(BaseModel):
     """Immutable, and closed: a field this version does not know is an error, not something to ignore."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TensorSpec(_Part):
@@ -90,8 +95,8 @@ class FileEntry(_Part):
 class Size(_Part):
     """An image size in pixels."""
 
-    width: int = Field(ge=8)
-    height: int = Field(ge=8)
+    width: int = Field(ge=8, le=MAX_SIDE)
+    height: int = Field(ge=8, le=MAX_SIDE)
 
 
 class Images(_Part):
@@ -124,18 +129,18 @@ class Steps(_Part):
 class Sampler(_Part):
     """Constants of the noise schedule and of the consistency model's boundary condition (see engine/sampler.py)."""
 
-    train_timesteps: int = Field(ge=1)
+    train_timesteps: int = Field(ge=1, le=MAX_TIMESTEPS)
     beta_start: float = Field(gt=0, lt=1)
     beta_end: float = Field(gt=0, lt=1)
     origin_steps: int = Field(ge=8)
-    sigma_data: float = Field(gt=0)
-    timestep_scaling: float = Field(gt=0)
+    sigma_data: float = Field(gt=0, le=1e6)
+    timestep_scaling: float = Field(gt=0, le=1e6)
 
 
 class Positions(_Part):
     """How the denoiser's positional embedding is made (see engine/positions.py)."""
 
-    width: int = Field(ge=4, multiple_of=4)
+    width: int = Field(ge=4, le=MAX_WIDTH, multiple_of=4)
     patch_size: int = Field(ge=1)
     base_size: int = Field(ge=1)
     interpolation_scale: float = Field(gt=0)
@@ -152,7 +157,7 @@ class Manifest(_Part):
     sampler: Sampler
     positions: Positions
     size_conditions: bool
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, le=MAX_TOKENS)
     steps: Steps
     images: Images
     dimensions: dict[str, DimensionRange]

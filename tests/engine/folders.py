@@ -9,11 +9,13 @@ from typing import Any
 def manifest(files: dict[str, bytes]) -> dict[str, Any]:
     latents = {"name": "latents", "dtype": "float32", "shape": ["B", 4, "H", "W"]}
 
+    position = {"name": "position", "dtype": "float32", "shape": [1, "N", 48]}
+
     def module(name: str) -> dict[str, Any]:
         return {
             "graph": f"{name}.onnx",
             "weights": ["weights/all.safetensors"],
-            "inputs": [latents],
+            "inputs": [latents, position] if name == "denoiser" else [latents],
             "outputs": [{"name": "image", "dtype": "uint8", "shape": ["B", "8*H", "8*W", 3]}],
         }
 

@@ -117,6 +117,62 @@ def test_a_bad_manifest_is_refused_with_the_field_named(tmp_path: Path, edit: Ed
     refused(tmp_path, where, problem)
 
 
+def allow_size(width: int, height: int) -> Edit:
+    return lambda data: data["images"]["allowed"].append({"width": width, "height": height})
+
+
+def add_input(name: str) -> Edit:
+    tensor = {"name": name, "dtype": "float32", "shape": ["B", 1]}
+    return lambda data: data["modules"]["denoiser"]["inputs"].append(tensor)
+
+
+@pytest.mark.parametrize(
+    ("edit", "where", "problem"),
+    [
+        (allow_size(128, 64), "dimensions.W", "does not allow 16, which 128x64 pixels need"),
+        (allow_size(64, 32), "dimensions.H", "does not allow 4, which 64x32 pixels need"),
+        (allow_size(96, 64), "dimensions.N", "does not allow 24, which 96x64 pixels need"),
+        (allow_size(72, 64), "images.allowed", "72x64 is not a multiple of 16"),
+        (allow_size(65536, 64), "images.allowed.2.width", "less than or equal to 8192"),
+        (set_field("dimensions", "B", "min", value=2), "dimensions.B", "does not begin at single samples"),
+        (set_field("dimensions", "B", "multiple", value=2), "dimensions.B", "does not begin at single samples"),
+        (lambda data: data["dimensions"].pop("L"), "dimensions.L", "is missing"),
+        (set_field("dimensions", "L", "max", value=16), "dimensions.L", "does not allow every multiple of 8"),
+        (set_field("dimensions", "L", "multiple", value=16), "dimensions.L", "does not allow every multiple of 8"),
+        (set_field("dimensions", "L", "max", value=10**9), "dimensions.L", "is above 4096"),
+        (set_field("max_tokens", value=10**9), "max_tokens", "less than or equal to 4096"),
+        (set_field("positions", "width", value=52), "positions.width", "52 is not what the input position of denoiser"),
+        (set_field("positions", "patch_size", value=1), "dimensions.N", "does not allow 64"),
+        (set_field("positions", "patch_size", value=3), "images.allowed", "64x64 is not a multiple of 24"),
+        (set_field("positions", "interpolation_scale", value=float("inf")), "interpolation_scale", "finite number"),
+        (
+            set_field("size_conditions", value=True),
+            "size_conditions",
+            "is true, but denoiser lacks the input resolution",
+        ),
+        (add_input("aspect_ratio"), "size_conditions", "is false, but denoiser has the input aspect_ratio"),
+        (lambda data: data["modules"]["denoiser"]["inputs"].pop(), "positions.width", "the input position of denoiser"),
+        (set_field("sampler", "train_timesteps", value=10**12), "sampler.train_timesteps", "less than or equal to"),
+        (set_field("sampler", "origin_steps", value=10**9), "sampler.origin_steps", "is above train_timesteps 1000"),
+        (set_field("sampler", "beta_start", value=0.5), "sampler.beta_start", "0.5 is above beta_end 0.02"),
+        (set_field("sampler", "sigma_data", value=float("inf")), "sampler.sigma_data", "finite number"),
+        (set_field("sampler", "timestep_scaling", value=float("nan")), "sampler.timestep_scaling", "finite number"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_named(tmp_path: Path, edit: Edit, where: str, problem: str) -> None:
+    data = write_folder(tmp_path)
+    edit(data)
+    write_manifest(tmp_path, data)
+    refused(tmp_path, where, problem)
+
+
+def test_a_number_beyond_every_float_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    text = (tmp_path / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"sigma_data": 0.5', '"sigma_data": 1e400'))
+    refused(tmp_path, "sampler.sigma_data", "finite number")
+
+
 @pytest.mark.parametrize("shape", [["b"], ["0*H"], ["H*8"], ["8*"], [0], [-1], [True], [1.5], [None], ["H "]])
 def test_a_bad_shape_is_refused(tmp_path: Path, shape: list[Any]) -> None:
     data = write_folder(tmp_path)
