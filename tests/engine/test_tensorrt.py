@@ -2,6 +2,7 @@
 
 import os
 import stat
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from engine.backends import BackendOptions, CompileError, ShapeError, Source, cr
 from engine.backends.base import Array
 from engine.backends.cache import BlobCache
 from engine.backends.tensorrt import runtime
+from engine.backends.tensorrt.package import MAX_ERRORS, Messages, messages
 from engine.backends.tensorrt.record import EngineKey, EngineRecord, EngineStore
-from engine.backends.tensorrt.runtime import TensorRTBackend, TensorRTModule
+from engine.backends.tensorrt.runtime import TensorRTBackend, TensorRTModule, Workspace
 from engine.bundle import Bundle
 from engine.profiles import make_profiles
-from tests.engine.fake_gpu import FakeDevice, FakeEngine, FakePackage
+from tests.engine.fake_gpu import FakeBuffer, FakeDevice, FakeEngine, FakePackage
 
 DEMO = Path("models/zoo/emoji")
 VERSION = tensorrt_rtx.__version__
@@ -166,11 +168,48 @@ def test_a_shape_outside_every_profile_is_refused_with_what_there_is(bench: Benc
         module.run(inputs(5))
 
 
-def test_a_failure_on_the_device_is_no_result(bench: Bench) -> None:
+def test_a_failure_on_the_device_is_no_result_and_says_why(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    logger, said = messages("tensorrt_rtx")
     module = bench.load()
     bench.engine.broken = True
-    with pytest.raises(RuntimeError, match="could not run the engine"):
-        module.run(inputs())
+    bench.engine.say = lambda text: logger.log(tensorrt_rtx.ILogger.Severity.ERROR, text)
+    logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "of something before")
+    for _ in range(2 * MAX_ERRORS):
+        with pytest.raises(RuntimeError, match=r"could not run the engine \(it is broken\)$"):
+            module.run(inputs())
+        said.take("ERROR", "one more")
+    assert caplog.messages.count("it is\nbroken") == 2 * MAX_ERRORS, "the log has them all"
+
+
+def test_errors_that_nobody_asks_for_are_not_hoarded() -> None:
+    said = Messages()
+    for place in range(10 * MAX_ERRORS):
+        said.take("INTERNAL_ERROR", str(place))
+    assert len(said.errors) == MAX_ERRORS
+
+
+def test_scratch_memory_that_grows_is_not_held_twice() -> None:
+    class Tight(FakeDevice):
+        """Remembers no buffer, and has room for one alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.held: weakref.WeakSet[FakeBuffer] = weakref.WeakSet()
+
+        def allocate(self, size: int) -> FakeBuffer:
+            if self.held or size > 1000:
+                raise MemoryError
+            buffer = FakeBuffer(4096, size)
+            self.held.add(buffer)
+            return buffer
+
+    workspace = Workspace(Tight())
+    assert workspace.reserve(10).bytes == 10
+    assert workspace.reserve(1000).bytes == 1000
+    with pytest.raises(MemoryError):
+        workspace.reserve(2000)
+    before = workspace.generation
+    assert workspace.reserve(10).bytes == 10 and workspace.generation > before, "so that graphs are recorded anew"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
@@ -13,6 +14,7 @@ INSTALL = {
     "tensorrt": "pip install tensorrt (from NVIDIA's own index; docs/compiling.md)",
     "tensorrt_rtx": "pip install 'pixart-delta-server[tensorrt]'",
 }
+MAX_ERRORS = 16  # kept for a message of ours; the log has them all
 log = logging.getLogger(__name__)
 
 
@@ -33,13 +35,14 @@ class Messages:
     """What the package said while it worked: errors for people, and lines that a listener picks figures from."""
 
     def __init__(self) -> None:
-        self.errors: list[str] = []
+        self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
         self.listener: Callable[[str], None] | None = None
 
     def take(self, severity: str, text: str) -> None:
         """Note one message."""
         if severity in ("INTERNAL_ERROR", "ERROR"):
             self.errors.append(text)
+            log.error("%s", text)
         elif severity == "WARNING":
             log.debug("%s", text)
         if self.listener is not None:
@@ -50,7 +53,7 @@ class Messages:
         self.errors.clear()
 
     def reason(self) -> str:
-        """The first error in one line, for a message of ours."""
+        """The first error that is kept, in one line, for a message of ours."""
         return " ".join(self.errors[0].split())[:400] if self.errors else "it gives no reason"
 
 

@@ -23,7 +23,7 @@ from engine.backends.base import (
 )
 from engine.backends.cache import BlobCache
 from engine.backends.tensorrt.device import Buffer, Device, NoDevice, TorchDevice
-from engine.backends.tensorrt.package import PackageName, load_package, messages
+from engine.backends.tensorrt.package import Messages, PackageName, load_package, messages
 from engine.backends.tensorrt.record import EngineRecord, EngineRefused, EngineStore
 from engine.profiles import Range, ShapeProfile
 
@@ -56,6 +56,7 @@ class Workspace:
         """At least `size` bytes; they lie elsewhere than before if they had to grow."""
         if self._buffer is None or self._buffer.bytes < size:
             self._device.synchronize()
+            self._buffer = None  # first, since there may be no room for both
             self._buffer = self._device.allocate(size)
             self.generation += 1
         return self._buffer
@@ -84,7 +85,8 @@ class TensorRTBackend:
             raise CompileError(
                 f"{package} has nothing to run on: {error}; use the backend openvino on a CPU"
             ) from error
-        self._runtime = self._trt.Runtime(messages(package)[0])
+        logger, self._said = messages(package)
+        self._runtime = self._trt.Runtime(logger)
         self._workspace = Workspace(self._device)
 
     def compile(self, source: Source) -> "TensorRTModule":
@@ -99,16 +101,15 @@ class TensorRTBackend:
                 raise EngineRefused(f"there is no engine {path.name} in {folder}")
             self._accept(record, source)
             content = store.read(path, record)
-            _, said = messages(self._package)
-            said.clear()
+            self._said.clear()
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
-                raise EngineRefused(f"{path.name} is refused by {self._package} ({said.reason()})")
+                raise EngineRefused(f"{path.name} is refused by {self._package} ({self._said.reason()})")
             self._check_tensors(engine, source, path)
         except EngineRefused as refusal:
             raise CompileError(f"{module}: {refusal}; {self._advice(source)}") from refusal
         kernels = _KernelCache(self._cache or folder, self._trt, path, record, self._device.name)
-        return TensorRTModule(source, engine, record, self._trt, self._device, self._workspace, kernels)
+        return TensorRTModule(source, engine, record, self._trt, self._device, self._workspace, kernels, self._said)
 
     def _advice(self, source: Source) -> str:
         target = f" --target {self._device.capability}" if self._package == "tensorrt_rtx" else ""
@@ -180,6 +181,7 @@ class TensorRTModule:
         device: Device,
         workspace: Workspace,
         kernels: _KernelCache,
+        said: Messages,
     ) -> None:
         self._source = source
         self._engine = engine
@@ -187,6 +189,7 @@ class TensorRTModule:
         self._device = device
         self._workspace = workspace
         self._kernels = kernels
+        self._said = said
         self._profiles = [ShapeProfile(str(place), ranges) for place, ranges in enumerate(record.key.profiles)]
         self._buffers: dict[str, Buffer] = {}
         for tensor in (*source.spec.inputs, *source.spec.outputs):
@@ -233,7 +236,7 @@ class TensorRTModule:
             context.set_input_shape(name, array.shape)
         for name, buffer in self._buffers.items():
             context.set_tensor_address(name, buffer.pointer)
-        made = _Shape(context, self._device, self._workspace, self._kernels.save)
+        made = _Shape(context, self._device, self._workspace, self._kernels.save, self._said)
         self._shapes[key] = made
         if len(self._shapes) > MAX_SHAPES:
             self._shapes.popitem(last=False)
@@ -260,7 +263,9 @@ class TensorRTModule:
 class _Shape:
     """A context for one shape: it runs once by itself, which finishes kernels, and from then on as a CUDA graph."""
 
-    def __init__(self, context: Any, device: Device, workspace: Workspace, warm: Callable[[], None]) -> None:
+    def __init__(
+        self, context: Any, device: Device, workspace: Workspace, warm: Callable[[], None], said: Messages
+    ) -> None:
         self._context = context
         self._device = device
         self._workspace = workspace
@@ -268,6 +273,7 @@ class _Shape:
         self._generation = -1
         self._graph: Callable[[], None] | None = None
         self._warm: Callable[[], None] | None = warm
+        self._said = said
 
     def launch(self) -> None:
         """Put one execution on the stream."""
@@ -295,8 +301,9 @@ class _Shape:
         return self._device.capture(self._enqueue)
 
     def _enqueue(self) -> None:
+        self._said.clear()
         if not self._context.execute_async_v3(self._device.stream):
-            raise RuntimeError("TensorRT could not run the engine; its own message is in the log")
+            raise RuntimeError(f"TensorRT could not run the engine ({self._said.reason()})")
 
 
 def _device_index(device: str) -> int:
