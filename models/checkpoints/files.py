@@ -15,6 +15,8 @@ from torch import Tensor
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.keys import StateDict
 
+LFS_POINTER = b"version https://git-lfs.github.com/"
+HTML = (b"<!doctype html", b"<html")
 # Under which a training script may have put the weights, beside its optimizer and counters.
 NESTED = ("state_dict", "model")
 
@@ -44,6 +46,7 @@ def read_tensors(path: Path) -> StateDict:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    _refuse_stand_in(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -55,18 +58,35 @@ def read_tensors(path: Path) -> StateDict:
 def read_folder(folder: Path, stems: tuple[str, ...]) -> StateDict:
     """The tensors of a model folder as diffusers and transformers save it, in one file or in shards.
 
-    The first that exists wins: for each of `stems`, `<stem>.safetensors` or its index, then `<stem>.bin` or its index.
+    The first that exists wins: for each of `stems`, `<stem>.safetensors` or its index, then `<stem>.fp16.safetensors`
+    or its index, then `<stem>.bin` or its index.
 
     Raises:
         CheckpointError: there is no such file, or a file or shard is missing or unreadable.
     """
-    names = [f"{stem}{suffix}" for suffix in (".safetensors", ".bin") for stem in stems]
+    names = [f"{stem}{suffix}" for suffix in (".safetensors", ".fp16.safetensors", ".bin") for stem in stems]
     for name in names:
         if (folder / name).is_file():
             return read_tensors(folder / name)
-        if (folder / f"{name}.index.json").is_file():
-            return _read_shards(folder, folder / f"{name}.index.json")
+        if (folder / _index(name)).is_file():
+            return _read_shards(folder, folder / _index(name))
     raise CheckpointError(f"{folder}: holds none of {', '.join(names)}")
+
+
+def _index(name: str) -> str:
+    """The list of a file's shards. The libraries put a variant before the last ending, here too."""
+    stem, variant, suffix = name.partition(".fp16")
+    return f"{stem}{suffix}.index{variant}.json"
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """What downloads leave in a file's place, and no reader of tensors would call by its name."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(LFS_POINTER):
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with: git lfs pull")
+    if start.lstrip().lower().startswith(HTML):
+        raise CheckpointError(f"{path}: is a web page, not a checkpoint; download the file itself")
 
 
 def _read_shards(folder: Path, index: Path) -> StateDict:

@@ -206,3 +206,33 @@ def test_names_the_missing_file(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no file, no folder and no hub id"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_half_precision_files_where_there_are_no_others(tmp_path: Path) -> None:
+    dit, t5, _ = save_pipeline(tmp_path)
+    expected = load_checkpoint(tmp_path)
+    for part in ("transformer", "text_encoder"):
+        for path in (tmp_path / part).glob("*model*"):
+            path.unlink()
+    dit.save_pretrained(tmp_path / "transformer", variant="fp16")
+    t5.save_pretrained(tmp_path / "text_encoder", variant="fp16", max_shard_size="4KB")
+    assert (tmp_path / "text_encoder/model.safetensors.index.fp16.json").is_file()
+    assert (tmp_path / TRANSFORMER.replace(".safetensors", ".fp16.safetensors")).is_file()
+    loaded = load_checkpoint(tmp_path)
+    assert all(torch.equal(loaded.dit[name], tensor) for name, tensor in expected.dit.items())
+    assert all(torch.equal(loaded.text_encoder[name], tensor) for name, tensor in expected.text_encoder.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer, not the file"),
+        (b"<!DOCTYPE html>\n<html><title>Sign in</title></html>", "is a web page, not a checkpoint"),
+        (b"\n  <HTML lang=en></HTML>", "is a web page, not a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_says_what_a_download_left_in_a_files_place(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name}: {problem}"):
+        load_checkpoint(tmp_path / name)
