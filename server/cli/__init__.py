@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -40,7 +42,7 @@ class Command(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. Exit status 1: a failure that the user can mend; 2: a wrong command line."""
+    """Run the command line. Exit status 1: a failure that the user can mend; 2: a wrong command line; 130: Ctrl-C."""
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
@@ -51,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.run(options, chosen)
     except FAILURES as error:
         sys.exit(f"pixart: {error}")
+    except KeyboardInterrupt:
+        print("pixart: interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # Not sys.exit: threads of a runtime in the middle of a call would be waited for, or abort the process.
+        os._exit(128 + signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:

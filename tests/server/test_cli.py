@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from server.cli import COMMANDS, main
+from tests.server.conftest import PIXART, SECONDS, environment
 
 PROMPT = "a green owl"
 
@@ -103,6 +106,42 @@ def test_a_command_is_needed() -> None:
     with pytest.raises(SystemExit) as end:
         main([])
     assert end.value.code == 2
+
+
+def interrupted(command: list[str], line: str, folder: Path) -> tuple[int, str]:
+    """Exit status and messages of a command to which Ctrl-C comes when it has said `line`."""
+    process = subprocess.Popen(
+        [str(PIXART), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=folder,
+    )
+    assert process.stderr is not None
+    said = ""
+    for text in process.stderr:
+        said += text
+        if line in text:
+            process.send_signal(signal.SIGINT)
+            break
+    said += process.communicate(timeout=SECONDS)[1]
+    return process.returncode, said
+
+
+def test_ctrl_c_ends_a_command_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    command = ["bench", "--bundle", str(tiny_bundle), "--count", "1000000", "--steps", "1"]
+    status, said = interrupted(command, "warmed up", tmp_path)
+    assert status == 130 and "Traceback" not in said and said.splitlines()[-1] == "pixart: interrupted"
+
+
+def test_ctrl_c_ends_a_compilation_and_leaves_what_is_complete(tmp_path: Path) -> None:
+    command = ["compile", "--model", "emoji", "--backend", "tensorrt_rtx", "--target", "sm80", "--out", "bundle"]
+    status, said = interrupted(command, "text_encoder compiled", tmp_path)
+    assert status == 130 and "Traceback" not in said and said.splitlines()[-1] == "pixart: interrupted"
+    names = {path.name for path in (tmp_path / "bundle" / "engines").iterdir()}
+    assert "text_encoder-tensorrt_rtx-fp16.engine" in names and "report-tensorrt_rtx-fp16.json" not in names
+    assert not [name for name in names if name.endswith(".part")]
 
 
 def test_bench_prints_each_stage(pixart: Any, tiny_bundle: Path) -> None:

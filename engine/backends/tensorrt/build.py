@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.backends.base import CompileError, Source
+from engine.backends.tensorrt.interrupt import Interrupt, noted_interrupt
 from engine.backends.tensorrt.package import Messages, PackageName, load_package, messages, parse_targets
 from engine.backends.tensorrt.record import EngineKey, EngineRecord, EngineStore, EngineWriter
 from engine.profiles import ShapeProfile
@@ -62,6 +63,7 @@ def build_engine(
     Raises:
         CompileError: the package refuses the graph or a shape.
         OSError: the engine cannot be written; nothing is left of it.
+        KeyboardInterrupt: Ctrl-C was pressed, which ends the package's work at its next step.
     """
     package: PackageName = "tensorrt_rtx" if key.package == "tensorrt_rtx" else "tensorrt"
     trt = load_package(package)
@@ -73,12 +75,12 @@ def build_engine(
     config = _configure(trt, builder, package, key)
     profiles = [ShapeProfile(str(number), ranges) for number, ranges in enumerate(key.profiles)]
     _add_profiles(builder, config, source, profiles)
-    config.progress_monitor = _monitor(trt, progress)
     found: dict[str, int] = {}
     said.listener = lambda text: _note_memory(text, found)
     engine = store.path(source.graph.stem, key.package, key.precision)
     try:
-        with store.writing(engine) as writer:
+        with store.writing(engine) as writer, noted_interrupt() as interrupt:
+            config.progress_monitor = _monitor(trt, progress, interrupt)
             _build(trt, builder, network, config, writer, source, said)
             writer.record = EngineRecord(
                 key=key,
@@ -174,7 +176,7 @@ def _build(
         raise CompileError(f"{source.graph.name}: {trt.__name__} cannot compile it ({said.reason()})")
 
 
-def _monitor(trt: Any, progress: PhaseProgress) -> Any:
+def _monitor(trt: Any, progress: PhaseProgress, interrupt: Interrupt) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Phases have phases within; the outermost says how far the whole is, the innermost what is going on."""
 
@@ -188,7 +190,7 @@ def _monitor(trt: Any, progress: PhaseProgress) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             progress(phase_name, min(1.0, (step + 1) / max(1, self._steps.get(phase_name, 1))))
-            return True
+            return not interrupt.wanted
 
         def phase_finish(self, phase_name: str) -> None:
             progress(phase_name, 1.0)
