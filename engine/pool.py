@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from contextlib import suppress
 
 from engine.backends import Backend
 from engine.blame import Blame
@@ -143,10 +144,10 @@ class Pool:
         self._closing = True
         if self._deliveries:
             self._idle.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), grace)
-            except TimeoutError:
-                log.warning("%d requests are given up", len(self._deliveries))
+        if self._deliveries:
+            log.warning("%d requests are given up", len(self._deliveries))
         for delivery in list(self._deliveries.values()):
             self._dispatcher.recall(delivery)
             delivery.tell(self._refuse("draining", DRAINING_RETRY))
