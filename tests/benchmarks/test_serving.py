@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.export.tiny import tiny_bundle
 
 
@@ -30,6 +32,7 @@ def test_measures_http_with_prompts_that_are_encoded(tmp_path: Path) -> None:
     assert result["loaded_answers"] == 2
 
 
+@pytest.mark.slow
 def test_measures_load_beside_litserve(tmp_path: Path) -> None:
     counts = ["--requests", "6", "--block", "4", "--loads", "0.5", "--peers", "2x5"]
     output, result = bench("load", "--mixed", *counts, "--json", str(tmp_path / "times.json"))

@@ -85,6 +85,12 @@ def test_all_stages_run_one_after_the_other(tmp_path: Path, runs: Path) -> None:
         with Image.open(folder / "samples-000006.png") as grid:
             assert grid.width >= 8 * 32
 
+
+@pytest.mark.slow
+def test_what_another_run_left_is_refused(tmp_path: Path, runs: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", steps=2)
+    for stage in ("vae", "base", "distill", "controlnet"):
+        start(stage, recipe, runs)
     recipe.write_text(recipe.read_text().replace('"animals"', '"food"'))
     assert "is of another run, with other [base];" in refusal("base", recipe, runs)
     shutil.rmtree(runs / "tiny" / "base")
@@ -93,6 +99,7 @@ def test_all_stages_run_one_after_the_other(tmp_path: Path, runs: Path) -> None:
     assert "is of another run, with other frozen model;" in refusal("controlnet", recipe, runs)
 
 
+@pytest.mark.slow
 def test_resuming_the_distillation_keeps_the_target(tmp_path: Path, runs: Path) -> None:
     """The target network is state of its own: 4 + 4 steps must equal 8, target included."""
     whole, half = write_recipe(tmp_path / "whole.toml", steps=10), tmp_path / "half"
